@@ -1,0 +1,34 @@
+// The mathematics of one pair (i, j): its level, its logit, its gradient. Written once for numbers and for
+// vectors of numbers: F is a number or a vector, I and masks go with it. See docs/mathematics.md.
+#pragma once
+
+#include "exponential.h"
+
+namespace grainrank {
+namespace GRAINRANK_ISA {
+
+// The level after key k, given the level after the keys before it. prefix: a match counts only when every
+// coarser key has matched, that is when the level so far is k.
+GRAINRANK_INLINE int8_t next_level(int8_t level, int k, bool equal, bool prefix) {
+    return static_cast<int8_t>(level + (equal & (!prefix | (level == k))));
+}
+
+template <class F, class S>
+GRAINRANK_INLINE F logit(F similarity, S scale) {
+    return similarity * scale;
+}
+
+// G_ij without the negative part: d_lse[y] * exp(z - lse[y]) + d_total[y].
+template <class T, class F>
+GRAINRANK_INLINE F gradient(F z, F lse, F d_lse, F d_total) {
+    return d_lse * exponential<T>(z - lse) + d_total;
+}
+
+// The part of neg_lse, levels >= 1: -d_neg_lse[y] * exp(-z - neg_lse[y]).
+template <class T, class F>
+GRAINRANK_INLINE F negative_gradient(F z, F neg_lse, F d_neg_lse) {
+    return -d_neg_lse * exponential<T>(-z - neg_lse);
+}
+
+}  // namespace GRAINRANK_ISA
+}  // namespace grainrank

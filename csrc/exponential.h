@@ -1,0 +1,74 @@
+// exp of a vector, at most 2 ulp from the exact value over the whole range, denormal results included
+// (tests/test_exponential.py). NaN stays NaN.
+//
+// x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r). n comes from adding a constant that pushes the fraction out
+// of the mantissa; ln 2 is split so that n * high is exact; 2^n is applied in two halves, so that neither overflows
+// or underflows before the product does.
+#pragma once
+
+#include "vector.h"
+
+namespace grainrank {
+namespace GRAINRANK_ISA {
+
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+    static constexpr float kLowest = -104.0f;  // exp is 0 from here on
+    static constexpr float kHighest = 89.0f;   // and infinite from here on
+    static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+    static constexpr float kLn2High = 0.693359375f;
+    static constexpr float kLn2Low = -2.12194440e-4f;
+    static constexpr int kBias = 127;
+    static constexpr int kMantissaBits = 23;
+    // Minimax polynomial of (exp(r) - 1 - r) / r^2, highest power first (Cephes, expf).
+    static constexpr int kTerms = 6;
+    static constexpr float kPolynomial[kTerms] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                                  4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+};
+
+template <>
+struct ExpConstants<double> {
+    static constexpr double kLowest = -746.0;
+    static constexpr double kHighest = 710.0;
+    static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+    static constexpr double kLn2High = 6.93147180369123816490e-01;
+    static constexpr double kLn2Low = 1.90821492927058770002e-10;
+    static constexpr int kBias = 1023;
+    static constexpr int kMantissaBits = 52;
+    // Taylor coefficients 1/13! .. 1/2!: the first term left out is below 1e-17 for |r| <= ln 2 / 2.
+    static constexpr int kTerms = 12;
+    static constexpr double kPolynomial[kTerms] = {
+        1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+        1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
+        1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        1.0 / 2.0};
+};
+
+template <class T>
+GRAINRANK_INLINE typename Lanes<T>::Float exponential(typename Lanes<T>::Float x) {
+    using V = Lanes<T>;
+    using C = ExpConstants<T>;
+    using Float = typename V::Float;
+    using Integer = typename V::Integer;
+    const Float lowest = V::splat(C::kLowest);
+    const Float highest = V::splat(C::kHighest);
+    x = x < lowest ? lowest : x;
+    x = x > highest ? highest : x;
+    const Float shifted = x * T(1.44269504088896340736) + C::kRound;
+    const Float n = shifted - C::kRound;
+    Float r = x - n * C::kLn2High;
+    r = r - n * C::kLn2Low;
+    Float p = V::splat(C::kPolynomial[0]);
+    for (int i = 1; i < C::kTerms; ++i) p = p * r + C::kPolynomial[i];
+    p = p * (r * r) + r + T(1);
+    const Integer power = V::bits(shifted) - V::bits(V::splat(C::kRound));
+    const Integer half = power >> 1;
+    const Float first = V::from_bits((half + C::kBias) << C::kMantissaBits);
+    const Float second = V::from_bits((power - half + C::kBias) << C::kMantissaBits);
+    return p * first * second;
+}
+
+}  // namespace GRAINRANK_ISA
+}  // namespace grainrank

@@ -1,0 +1,117 @@
+// Vectors of one instruction set, on the compiler's vector extensions: the arithmetic operators, comparisons and
+// `mask ? a : b` mean the same for a vector and for a plain number, so the passes are written once.
+// Only passes.cpp includes this; everything is inlined into the namespace of its instruction set.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#define GRAINRANK_INLINE inline __attribute__((always_inline))
+#else
+#define GRAINRANK_INLINE inline
+#endif
+
+namespace grainrank {
+namespace GRAINRANK_ISA {
+
+template <class T>
+struct IntegerOf;
+template <>
+struct IntegerOf<float> {
+    using type = int32_t;
+};
+template <>
+struct IntegerOf<double> {
+    using type = int64_t;
+};
+
+// Float: kWidth numbers of type T. Integer: as many integers of the same size, also the type of a mask.
+template <class T>
+struct Lanes {
+    using Scalar = T;
+    using ScalarInteger = typename IntegerOf<T>::type;
+#if GRAINRANK_VECTOR_BYTES
+    static constexpr int kWidth = GRAINRANK_VECTOR_BYTES / static_cast<int>(sizeof(T));
+    typedef T Float __attribute__((vector_size(GRAINRANK_VECTOR_BYTES)));
+    typedef ScalarInteger Integer __attribute__((vector_size(GRAINRANK_VECTOR_BYTES)));
+#else
+    static constexpr int kWidth = 1;
+    using Float = T;
+    using Integer = ScalarInteger;
+#endif
+
+    static GRAINRANK_INLINE Float load(const T* p) {
+        Float v;
+        memcpy(&v, p, sizeof v);
+        return v;
+    }
+    static GRAINRANK_INLINE void store(T* p, Float v) { memcpy(p, &v, sizeof v); }
+    static GRAINRANK_INLINE Float splat(T x) { return Float{} + x; }
+    static GRAINRANK_INLINE Integer splat_integer(int x) {
+        return Integer{} + static_cast<ScalarInteger>(x);
+    }
+    static GRAINRANK_INLINE Integer bits(Float v) {
+        Integer b;
+        memcpy(&b, &v, sizeof b);
+        return b;
+    }
+    static GRAINRANK_INLINE Float from_bits(Integer b) {
+        Float v;
+        memcpy(&v, &b, sizeof v);
+        return v;
+    }
+
+    // kWidth levels, one a byte, are all 0.
+    static GRAINRANK_INLINE bool all_zero(const int8_t* levels) {
+        if constexpr (kWidth >= 8) {
+            uint64_t any = 0;
+            for (int i = 0; i < kWidth; i += 8) {
+                uint64_t word;
+                memcpy(&word, levels + i, 8);
+                any |= word;
+            }
+            return any == 0;
+        } else {
+            uint32_t any = 0;
+            memcpy(&any, levels, kWidth);
+            return any == 0;
+        }
+    }
+    static GRAINRANK_INLINE Integer load_levels(const int8_t* levels) {
+#if GRAINRANK_VECTOR_BYTES
+        typedef int8_t Bytes __attribute__((vector_size(kWidth)));
+        Bytes bytes;
+        memcpy(&bytes, levels, kWidth);
+        return __builtin_convertvector(bytes, Integer);
+#else
+        return *levels;
+#endif
+    }
+
+    // Sums in a fixed tree order.
+    static GRAINRANK_INLINE T sum(Float v) {
+        T x[kWidth];
+        memcpy(x, &v, sizeof x);
+        for (int half = kWidth / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; ++i) x[i] += x[i + half];
+        return x[0];
+    }
+    static GRAINRANK_INLINE int64_t sum_integer(Integer v) {
+        ScalarInteger x[kWidth];
+        memcpy(x, &v, sizeof x);
+        int64_t total = 0;
+        for (int i = 0; i < kWidth; ++i) total += x[i];
+        return total;
+    }
+    static GRAINRANK_INLINE T max(Float v) {
+        T x[kWidth];
+        memcpy(x, &v, sizeof x);
+        for (int i = 1; i < kWidth; ++i) x[0] = x[i] > x[0] ? x[i] : x[0];
+        return x[0];
+    }
+    static GRAINRANK_INLINE T min(Float v) { return -max(-v); }
+};
+
+}  // namespace GRAINRANK_ISA
+}  // namespace grainrank

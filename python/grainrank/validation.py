@@ -1,0 +1,156 @@
+"""Checks of what a user passes: each error names the argument, what was expected, what came and the mend."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_LEVEL = 15
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
+
+def check_tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a torch.Tensor, got {type(value).__name__}; "
+            f"convert it with torch.as_tensor({name})"
+        )
+    return value
+
+
+def check_integers(name: str, value: object, shape: str, dims: int) -> Tensor:
+    """An integer tensor with `dims` dimensions; `shape` is how the message writes them."""
+    tensor = check_tensor(name, value)
+    if tensor.dtype not in INTEGER_DTYPES:
+        raise TypeError(
+            f"{name} must hold integers, got dtype {tensor.dtype}; "
+            f"number the labels first and pass them as torch.int64"
+        )
+    if tensor.dim() != dims:
+        mend = f"; pass {name}[:, None] for a single key" if (tensor.dim(), dims) == (1, 2) else ""
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}{mend}")
+    return tensor
+
+
+def check_length(name: str, tensor: Tensor, expected: int, letter: str, of: str) -> None:
+    if tensor.shape[0] != expected:
+        raise ValueError(
+            f"{name} must have {letter} = {expected} rows, one for each row of {of}, "
+            f"got {tensor.shape[0]}"
+        )
+
+
+def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(
+            f"{name} is on {tensor.device}, but queries are on {device}; "
+            f"move it with {name}.to(queries.device)"
+        )
+
+
+def check_embeddings(queries: object, candidates: object) -> tuple[Tensor, Tensor]:
+    """Queries `[N, D]` and candidates `[M, D]` of one floating dtype on one device.
+
+    Under autocast, tensors of two floating dtypes are both read in the wider one, which is exact.
+    """
+    q = check_tensor("queries", queries)
+    c = check_tensor("candidates", candidates)
+    for name, tensor, shape in (("queries", q, "[N, D]"), ("candidates", c, "[M, D]")):
+        if tensor.dtype not in FLOAT_DTYPES:
+            raise TypeError(
+                f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; "
+                f"convert it with {name}.float()"
+            )
+        if tensor.dim() != 2:
+            raise ValueError(
+                f"{name} must have shape {shape}, got {tuple(tensor.shape)}; "
+                f"flatten all leading dimensions into one"
+            )
+        if tensor.shape[0] == 0 or tensor.shape[1] == 0:
+            raise ValueError(
+                f"{name} must have at least one row and one feature, got {tuple(tensor.shape)}; "
+                f"skip the step for an empty batch"
+            )
+    if q.shape[1] != c.shape[1]:
+        raise ValueError(
+            f"candidates must have D = {q.shape[1]} features like queries, got {c.shape[1]}; "
+            f"project both into the same space"
+        )
+    check_device("candidates", c, q.device)
+    if q.dtype != c.dtype:
+        if not torch.is_autocast_enabled(q.device.type):
+            raise TypeError(
+                f"candidates must have the dtype of queries, {q.dtype}, got {c.dtype}; "
+                f"convert one of them, or run under torch.autocast"
+            )
+        wider = torch.promote_types(q.dtype, c.dtype)
+        q, c = q.to(wider), c.to(wider)
+    return q, c
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises for the first row that holds a NaN or an infinity. Reads the data."""
+    finite = torch.isfinite(tensor).all(dim=1)
+    if not bool(finite.all()):
+        row = int(torch.nonzero(~finite)[0])
+        raise ValueError(
+            f"{name} must be finite, got NaN or infinity in row {row}; look at the encoder's output, "
+            f'or pass nan="propagate"'
+        )
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of logits, tables and reductions: float64 for float64 inputs, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_scale(
+    temperature: float | Tensor | None, logit_scale: float | Tensor | None, like: Tensor
+) -> Tensor:
+    """The factor of the logits as a 0-d tensor of the accumulation dtype; differentiable."""
+    if (temperature is None) == (logit_scale is None):
+        state = "neither" if temperature is None else "both"
+        raise ValueError(
+            f"exactly one of temperature and logit_scale must be given, got {state}; "
+            f"logits are similarity / temperature, or similarity * logit_scale"
+        )
+    name = "logit_scale" if temperature is None else "temperature"
+    value = logit_scale if temperature is None else temperature
+    dtype = accumulation_dtype(like.dtype)
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(
+                f"{name} must be a number or a tensor with one element, "
+                f"got shape {tuple(value.shape)}"
+            )
+        if not value.dtype.is_floating_point:
+            raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
+        check_device(name, value, like.device)
+        scale = value.reshape(()).to(dtype)
+        return scale if temperature is None else 1.0 / scale
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    number = float(value) if temperature is None else 1.0 / float(value)
+    return torch.full((), number, dtype=dtype, device=like.device)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        allowed = ", ".join(repr(c) for c in choices)
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_workspace(workspace_mb: float | None) -> float:
+    """The bound as the operators take it, 0 for the default."""
+    if workspace_mb is None:
+        return 0.0
+    if isinstance(workspace_mb, bool) or not isinstance(workspace_mb, (int, float)):
+        raise TypeError(f"workspace_mb must be a number, got {type(workspace_mb).__name__}")
+    if not (math.isfinite(workspace_mb) and workspace_mb > 0):
+        raise ValueError(f"workspace_mb must be positive and finite, got {workspace_mb}")
+    return float(workspace_mb)
