@@ -31,9 +31,13 @@ const InstructionSet& find(const std::string& name) {
 template <class T>
 const Passes<T>& passes(const std::string& name);
 template <>
-const Passes<float>& passes<float>(const std::string& name) { return find(name).f32; }
+const Passes<float>& passes<float>(const std::string& name) {
+    return find(name).f32;
+}
 template <>
-const Passes<double>& passes<double>(const std::string& name) { return find(name).f64; }
+const Passes<double>& passes<double>(const std::string& name) {
+    return find(name).f64;
+}
 
 template <class T>
 void define_passes(py::module_& m, const std::string& suffix) {
@@ -43,27 +47,37 @@ void define_passes(py::module_& m, const std::string& suffix) {
     py::class_<B>(m, ("Block_" + suffix).c_str())
         .def(py::init([](Address similarities, int64_t rows, int64_t columns, int64_t row_stride,
                          int64_t first_row, double scale, int num_threads) {
-                 return B{at<T*>(similarities), rows, columns, row_stride, first_row,
+                 return B{at<T*>(similarities),  rows,       columns, row_stride, first_row,
                           static_cast<T>(scale), num_threads};
              }),
              py::kw_only(), py::arg("similarities"), py::arg("rows"), py::arg("columns"),
              py::arg("row_stride"), py::arg("first_row"), py::arg("scale"), py::arg("num_threads"));
     py::class_<TableArgs>(m, ("Tables_" + suffix).c_str())
-        .def(py::init([](Address lse, Address neg_lse, Address total, Address count, Address highest,
-                         Address lowest, Address highest_at, Address lowest_at) {
-                 return TableArgs{at<T*>(lse),         at<T*>(neg_lse), at<T*>(total),
-                                  at<int64_t*>(count), at<T*>(highest), at<T*>(lowest),
-                                  at<int64_t*>(highest_at), at<int64_t*>(lowest_at)};
+        .def(py::init([](Address lse, Address neg_lse, Address total, Address count,
+                         Address highest, Address lowest, Address highest_at, Address lowest_at) {
+                 return TableArgs{at<T*>(lse),
+                                  at<T*>(neg_lse),
+                                  at<T*>(total),
+                                  at<int64_t*>(count),
+                                  at<T*>(highest),
+                                  at<T*>(lowest),
+                                  at<int64_t*>(highest_at),
+                                  at<int64_t*>(lowest_at)};
              }),
              py::kw_only(), py::arg("lse"), py::arg("neg_lse"), py::arg("total"), py::arg("count"),
              py::arg("highest"), py::arg("lowest"), py::arg("highest_at"), py::arg("lowest_at"));
     py::class_<Gradients>(m, ("TableGradients_" + suffix).c_str())
-        .def(py::init([](Address lse, Address d_lse, Address neg_lse, Address d_neg_lse, Address d_total,
-                         Address d_highest, Address highest_at, Address d_lowest, Address lowest_at) {
-                 return Gradients{at<const T*>(lse),       at<const T*>(d_lse),
-                                  at<const T*>(neg_lse),   at<const T*>(d_neg_lse),
-                                  at<const T*>(d_total),   at<const T*>(d_highest),
-                                  at<const int64_t*>(highest_at), at<const T*>(d_lowest),
+        .def(py::init([](Address lse, Address d_lse, Address neg_lse, Address d_neg_lse,
+                         Address d_total, Address d_highest, Address highest_at, Address d_lowest,
+                         Address lowest_at) {
+                 return Gradients{at<const T*>(lse),
+                                  at<const T*>(d_lse),
+                                  at<const T*>(neg_lse),
+                                  at<const T*>(d_neg_lse),
+                                  at<const T*>(d_total),
+                                  at<const T*>(d_highest),
+                                  at<const int64_t*>(highest_at),
+                                  at<const T*>(d_lowest),
                                   at<const int64_t*>(lowest_at)};
              }),
              py::kw_only(), py::arg("lse"), py::arg("d_lse"), py::arg("neg_lse"),
@@ -85,14 +99,13 @@ void define_passes(py::module_& m, const std::string& suffix) {
             return static_cast<int>(pass.gradients(block, levels, in));
         },
         py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("gradients"));
-    m.def(
-        ("exponential_" + suffix).c_str(),
-        [](const std::string& set, Address x, Address y, int64_t n) {
-            const auto& pass = passes<T>(set);
-            py::gil_scoped_release release;
-            pass.exponential(at<const T*>(x), at<T*>(y), n);
-        },
-        py::arg("instruction_set"), py::arg("x"), py::arg("y"), py::arg("n"));
+    m.def(("exponential_" + suffix).c_str(),
+          [](const std::string& set, Address x, Address y, int64_t n) {
+              const auto& pass = passes<T>(set);
+              py::gil_scoped_release release;
+              pass.exponential(at<const T*>(x), at<T*>(y), n);
+          },
+          py::arg("instruction_set"), py::arg("x"), py::arg("y"), py::arg("n"));
 }
 
 }  // namespace

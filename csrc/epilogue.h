@@ -1,5 +1,6 @@
-// The mathematics of one pair (i, j): its level, its logit, its gradient. Written once for numbers and for
-// vectors of numbers: F is a number or a vector, I and masks go with it. See docs/mathematics.md.
+// The mathematics of one pair (i, j): its level, its logit, its gradient. Written once for numbers
+// and for vectors of numbers: F is a number or a vector, I and masks go with it. See
+// docs/mathematics.md.
 #pragma once
 
 #include "exponential.h"
@@ -7,10 +8,16 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
-// The level after key k, given the level after the keys before it. prefix: a match counts only when every
-// coarser key has matched, that is when the level so far is k.
-GRAINRANK_INLINE int8_t next_level(int8_t level, int k, bool equal, bool prefix) {
-    return static_cast<int8_t>(level + (equal & (!prefix | (level == k))));
+// 1 where the key matches, for match="count": the level is the sum over the keys.
+GRAINRANK_INLINE int32_t key_match(int32_t candidate_key, int32_t query_key) {
+    return candidate_key == query_key;
+}
+
+// For match="prefix": a match counts only when every coarser key has matched, that is when the
+// level so far is k.
+GRAINRANK_INLINE int32_t prefix_match(int32_t level, int32_t k, int32_t candidate_key,
+                                      int32_t query_key) {
+    return key_match(candidate_key, query_key) & (level == k);
 }
 
 template <class F, class S>

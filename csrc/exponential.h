@@ -1,9 +1,9 @@
-// exp of a vector, at most 2 ulp from the exact value over the whole range, denormal results included
-// (tests/test_exponential.py). NaN stays NaN.
+// exp of a vector, at most 2 ulp from the exact value over the whole range, denormal results
+// included (tests/test_exponential.py). NaN stays NaN.
 //
-// x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r). n comes from adding a constant that pushes the fraction out
-// of the mantissa; ln 2 is split so that n * high is exact; 2^n is applied in two halves, so that neither overflows
-// or underflows before the product does.
+// x = n ln 2 + r with |r| <= ln 2 / 2, exp(x) = 2^n exp(r). n comes from adding a constant that
+// pushes the fraction out of the mantissa; ln 2 is split so that n * high is exact; 2^n is applied
+// in two halves, so that neither overflows or underflows before the product does.
 #pragma once
 
 #include "vector.h"
@@ -16,8 +16,8 @@ struct ExpConstants;
 
 template <>
 struct ExpConstants<float> {
-    static constexpr float kLowest = -104.0f;  // exp is 0 from here on
-    static constexpr float kHighest = 89.0f;   // and infinite from here on
+    static constexpr float kLowest = -104.0f;     // exp is 0 from here on
+    static constexpr float kHighest = 89.0f;      // and infinite from here on
     static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
     static constexpr float kLn2High = 0.693359375f;
     static constexpr float kLn2Low = -2.12194440e-4f;
@@ -25,8 +25,9 @@ struct ExpConstants<float> {
     static constexpr int kMantissaBits = 23;
     // Minimax polynomial of (exp(r) - 1 - r) / r^2, highest power first (Cephes, expf).
     static constexpr int kTerms = 6;
-    static constexpr float kPolynomial[kTerms] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
-                                                  4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+    static constexpr float kPolynomial[kTerms] = {1.9875691500e-4f, 1.3981999507e-3f,
+                                                  8.3334519073e-3f, 4.1665795894e-2f,
+                                                  1.6666665459e-1f, 5.0000001201e-1f};
 };
 
 template <>
@@ -38,7 +39,8 @@ struct ExpConstants<double> {
     static constexpr double kLn2Low = 1.90821492927058770002e-10;
     static constexpr int kBias = 1023;
     static constexpr int kMantissaBits = 52;
-    // Taylor coefficients 1/13! .. 1/2!: the first term left out is below 1e-17 for |r| <= ln 2 / 2.
+    // Taylor coefficients 1/13! .. 1/2!: the first term left out is below 1e-17 for |r| <= ln 2
+    // / 2.
     static constexpr int kTerms = 12;
     static constexpr double kPolynomial[kTerms] = {
         1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,

@@ -11,8 +11,8 @@
 namespace grainrank {
 namespace {
 
-// The entry point of GNU's OpenMP runtime; LLVM's and Intel's export it too. Looked up at run time: a second
-// runtime beside torch's would put two pools of spinning threads on the same cores.
+// The entry point of GNU's OpenMP runtime; LLVM's and Intel's export it too. Looked up at run time:
+// a second runtime beside torch's would put two pools of spinning threads on the same cores.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 
 GompParallel find_runtime() {

@@ -1,5 +1,5 @@
-// The two passes of one instruction set. Compiled once for each of them: GRAINRANK_ISA names it and its
-// namespace, GRAINRANK_VECTOR_BYTES is the size of its vectors (0: plain numbers).
+// The two passes of one instruction set. Compiled once for each of them: GRAINRANK_ISA names it and
+// its namespace, GRAINRANK_VECTOR_BYTES is the size of its vectors (0: plain numbers).
 #include "passes.h"
 
 #include "gradient_pass.h"
@@ -43,18 +43,50 @@ Status for_rows(const Block<T>& block, const LevelArgs& levels, const Values& va
         parallel_for(block.rows, kRowsPerPiece, block.num_threads, run_rows<T, Values>, &loop));
 }
 
+template <class T, int kLevels>
+Status tables_of(const Block<T>& block, const LevelArgs& levels, const Tables<T>& out) {
+    return for_rows<T, Tables<T>>(
+        block, levels, out,
+        out.neg_lse ? table_row<T, true, kLevels> : table_row<T, false, kLevels>);
+}
+
 template <class T>
 Status tables(const Block<T>& block, const LevelArgs& levels, const Tables<T>& out) {
-    return for_rows<T, Tables<T>>(block, levels, out,
-                                  out.neg_lse ? table_row<T, true> : table_row<T, false>);
+    switch (levels.max_level + 1) {
+        case 2:
+            return tables_of<T, 2>(block, levels, out);
+        case 3:
+            return tables_of<T, 3>(block, levels, out);
+        case 4:
+            return tables_of<T, 4>(block, levels, out);
+        case 5:
+            return tables_of<T, 5>(block, levels, out);
+        default:
+            return tables_of<T, 0>(block, levels, out);
+    }
+}
+
+template <class T, int kLevels>
+Status gradients_of(const Block<T>& block, const LevelArgs& levels, const TableGradients<T>& in) {
+    const bool full = in.d_neg_lse || in.d_total;
+    return for_rows<T, TableGradients<T>>(
+        block, levels, in, full ? gradient_row<T, true, kLevels> : gradient_row<T, false, kLevels>);
 }
 
 template <class T>
 Status gradients(const Block<T>& block, const LevelArgs& levels, const TableGradients<T>& in) {
-    const Row<T, TableGradients<T>> row =
-        in.d_neg_lse ? (in.d_total ? gradient_row<T, true, true> : gradient_row<T, true, false>)
-                     : (in.d_total ? gradient_row<T, false, true> : gradient_row<T, false, false>);
-    return for_rows<T, TableGradients<T>>(block, levels, in, row);
+    switch (levels.max_level + 1) {
+        case 2:
+            return gradients_of<T, 2>(block, levels, in);
+        case 3:
+            return gradients_of<T, 3>(block, levels, in);
+        case 4:
+            return gradients_of<T, 4>(block, levels, in);
+        case 5:
+            return gradients_of<T, 5>(block, levels, in);
+        default:
+            return gradients_of<T, 0>(block, levels, in);
+    }
 }
 
 template <class T>

@@ -30,9 +30,9 @@ struct LevelArgs {
 
 template <class T>
 struct Block {
-    T* similarities;    // [R, M], rows `row_stride` apart
-    int64_t rows;       // R
-    int64_t columns;    // M
+    T* similarities;  // [R, M], rows `row_stride` apart
+    int64_t rows;     // R
+    int64_t columns;  // M
     int64_t row_stride;
     int64_t first_row;  // of the batch
     T scale;            // logit = scale * similarity

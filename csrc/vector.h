@@ -1,6 +1,7 @@
-// Vectors of one instruction set, on the compiler's vector extensions: the arithmetic operators, comparisons and
-// `mask ? a : b` mean the same for a vector and for a plain number, so the passes are written once.
-// Only passes.cpp includes this; everything is inlined into the namespace of its instruction set.
+// Vectors of one instruction set, on the compiler's vector extensions: the arithmetic operators,
+// comparisons and `mask ? a : b` mean the same for a vector and for a plain number, so the passes
+// are written once. Only passes.cpp includes this; everything is inlined into the namespace of its
+// instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -26,7 +27,8 @@ struct IntegerOf<double> {
     using type = int64_t;
 };
 
-// Float: kWidth numbers of type T. Integer: as many integers of the same size, also the type of a mask.
+// Float: kWidth numbers of type T. Integer: as many integers of the same size, also the type of a
+// mask.
 template <class T>
 struct Lanes {
     using Scalar = T;
@@ -62,28 +64,23 @@ struct Lanes {
         return v;
     }
 
-    // kWidth levels, one a byte, are all 0.
-    static GRAINRANK_INLINE bool all_zero(const int8_t* levels) {
-        if constexpr (kWidth >= 8) {
-            uint64_t any = 0;
-            for (int i = 0; i < kWidth; i += 8) {
-                uint64_t word;
-                memcpy(&word, levels + i, 8);
-                any |= word;
-            }
-            return any == 0;
-        } else {
-            uint32_t any = 0;
-            memcpy(&any, levels, kWidth);
-            return any == 0;
+    // kWidth levels are all 0.
+    static GRAINRANK_INLINE bool all_zero(const int32_t* levels) {
+        if constexpr (kWidth == 1) return *levels == 0;
+        uint64_t any = 0;
+        for (int i = 0; i < kWidth; i += 2) {
+            uint64_t word;
+            memcpy(&word, levels + i, 8);
+            any |= word;
         }
+        return any == 0;
     }
-    static GRAINRANK_INLINE Integer load_levels(const int8_t* levels) {
+    static GRAINRANK_INLINE Integer load_levels(const int32_t* levels) {
 #if GRAINRANK_VECTOR_BYTES
-        typedef int8_t Bytes __attribute__((vector_size(kWidth)));
-        Bytes bytes;
-        memcpy(&bytes, levels, kWidth);
-        return __builtin_convertvector(bytes, Integer);
+        typedef int32_t Words __attribute__((vector_size(kWidth * 4)));
+        Words words;
+        memcpy(&words, levels, sizeof words);
+        return __builtin_convertvector(words, Integer);
 #else
         return *levels;
 #endif

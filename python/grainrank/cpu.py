@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _native  # type: ignore[attr-defined]
 from .levels import LevelSource, level_range_error
 from .sweep import TableGradientSet, TableSet
 

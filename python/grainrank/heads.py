@@ -40,7 +40,10 @@ def _terms(lse: Tensor, count: Tensor, positives: str, negatives: str) -> Iterat
 
 
 def _term_loss(term: _Term) -> Tensor:
-    """`LSE(P_k and N_k) - LSE(P_k)` as a softplus: nothing cancels when the positives are confident."""
+    """`LSE(P_k and N_k) - LSE(P_k)` as a softplus.
+
+    Nothing cancels when the positives are confident.
+    """
     loss = -logsigmoid(term.lse_positives - term.lse_negatives)
     return torch.where(term.has_positive, loss, 0.0)
 
@@ -54,10 +57,11 @@ def multi_level_nce(
 ) -> Tensor:
     """Multi-level NCE of each row, from the level tables.
 
-    `sum over k of w_k * (LSE(P_k and N_k) - LSE(P_k))`, where a level without positives in the row adds nothing;
-    `P_k` is `{y = k}` ("exact") or `{y >= k}` ("at_least"), `N_k` is `{0 <= y < k}` ("lower") or
-    `{y = 0}` ("unrelated"). "exact" with "lower" is RINCE-in (Hoffmann et al., AAAI 2022, eq. 4) with one
-    temperature; L = 1 is InfoNCE, or SupCon-in where a row has several positives.
+    `sum over k of w_k * (LSE(P_k and N_k) - LSE(P_k))`, where a level without positives in the row
+    adds nothing; `P_k` is `{y = k}` ("exact") or `{y >= k}` ("at_least"), `N_k` is `{0 <= y < k}`
+    ("lower") or `{y = 0}` ("unrelated"). "exact" with "lower" is RINCE-in with one temperature
+    (Hoffmann et al., AAAI 2022, eq. 4); L = 1 is InfoNCE, or SupCon-in where a row has several
+    positives.
 
     Args:
         lse: log-sum-exp of the logits of each level, `[N, L + 1]`, as `level_statistics` gives it.
@@ -86,8 +90,8 @@ def multi_level_nce_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The loss of each row `[R]`, and its gradient in `lse` `[R, L + 1]`, without autograd.
 
-    With `s_k = sigmoid(LSE(N_k) - LSE(P_k))`, level l of `N_k` gets `w_k s_k exp(lse_l - LSE(N_k))` and level l of
-    `P_k` gets `-w_k s_k exp(lse_l - LSE(P_k))`.
+    With `s_k = sigmoid(LSE(N_k) - LSE(P_k))`, level l of `N_k` gets `w_k s_k exp(lse_l - LSE(N_k))`
+    and level l of `P_k` gets `-w_k s_k exp(lse_l - LSE(P_k))`.
     """
     loss = lse.new_zeros(lse.shape[0])
     d_lse = torch.zeros_like(lse)
@@ -105,7 +109,10 @@ def multi_level_nce_gradient(
 def level_losses(
     lse: Tensor, count: Tensor, positives: str, negatives: str
 ) -> tuple[Tensor, Tensor]:
-    """Unweighted: the mean loss of each level over the rows that have it, `[L]`, and the number of these rows."""
+    """Unweighted.
+
+    The mean loss of each level over the rows that have it, `[L]`, and the number of these rows.
+    """
     losses, rows = [], []
     for term in _terms(lse, count, positives, negatives):
         used = term.has_positive.sum()

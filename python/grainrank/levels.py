@@ -1,7 +1,8 @@
 """Level sources: the level of a pair (query i, candidate j) from O(N + M) data.
 
-A level is `-1` (ignored), `0` (negative) or `1..L` (positive, higher is finer). The matrix of levels is
-never built by the fused backends; `LevelSource.block` builds a row block of it for the reference.
+A level is `-1` (ignored), `0` (negative) or `1..L` (positive, higher is finer). The matrix of
+levels is never built by the fused backends; `LevelSource.block` builds a row block of it for the
+reference.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class LevelSource:
     def block(
         self, start: int, stop: int, num_candidates: int, device: torch.device | None = None
     ) -> Tensor:
-        """Levels of the rows `start..stop`, int8 `[stop - start, M]`, on the device of the source's tensors."""
+        """Levels of the rows `start..stop`, int8 `[stop - start, M]`; `device` is for a source
+        without tensors.
+        """
         raise NotImplementedError
 
     def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
@@ -87,11 +90,12 @@ class GrainKeys(LevelSource):
     """Levels from the keys of a label hierarchy: how many grains two items share.
 
     Args:
-        query_keys: integers `[N, K]`, one column for each grain, coarse to fine. A negative key is unknown and
-            equals nothing.
+        query_keys: integers `[N, K]`, one column for each grain, coarse to fine. A negative key is
+            unknown and equals nothing.
         candidate_keys: integers `[M, K]`, the same grains.
-        match: `"prefix"` (default): the level is the number of leading equal keys, so a finer key counts only below
-            equal coarser ones. `"count"`: the number of equal keys, for grains that are not nested.
+        match: `"prefix"` (default): the level is the number of leading equal keys, so a finer key
+            counts only below equal coarser ones. `"count"`: the number of equal keys, for grains
+            that are not nested.
 
     The highest level L is K; K is at most 15.
 
@@ -113,7 +117,8 @@ class GrainKeys(LevelSource):
         c = check_integers("candidate_keys", candidate_keys, "[M, K]", 2)
         if q.shape[1] != c.shape[1]:
             raise ValueError(
-                f"candidate_keys must have K = {q.shape[1]} columns like query_keys, got {c.shape[1]}"
+                f"candidate_keys must have K = {q.shape[1]} columns like query_keys, "
+                f"got {c.shape[1]}; give both the same grains"
             )
         if not 1 <= q.shape[1] <= MAX_LEVEL:
             raise ValueError(
@@ -152,8 +157,8 @@ class DenseLevels(LevelSource):
 
     Args:
         levels: integers `[N, M]`, -1 ignored, 0 negative, 1..L.
-        max_level: L. `None` (default) reads it from the data; pass it where the data must not be read, as under
-            `torch.compile(fullgraph=True)`.
+        max_level: L. `None` (default) reads it from the data; pass it where the data must not be
+            read, as under `torch.compile(fullgraph=True)`.
 
     Raises:
         TypeError: not an integer tensor.
@@ -251,7 +256,8 @@ def as_source(levels: LevelSource | None) -> LevelSource:
     if not isinstance(levels, LevelSource):
         raise TypeError(
             f"levels must be None or a level source, got {type(levels).__name__}; "
-            f"wrap labels as GrainKeys(query_keys, candidate_keys) or a matrix as DenseLevels(levels)"
+            f"wrap labels as GrainKeys(query_keys, candidate_keys), "
+            f"or a matrix as DenseLevels(levels)"
         )
     return levels
 

@@ -12,7 +12,7 @@ from . import heads, ops
 from .backends import Backend, check_backend
 from .heads import Negatives, Positives
 from .levels import LevelSource, as_source
-from .statistics import LossStatistics, loss_statistics, rows_with_positive
+from .statistics import loss_statistics, rows_with_positive
 from .validation import (
     check_choice,
     check_embeddings,
@@ -50,8 +50,8 @@ def _level_weights(
         )
     if tuple(result.shape) != (max_level,):
         raise ValueError(
-            f"level_weights must have one weight for each of the L = {max_level} levels, coarse to fine, "
-            f"got shape {tuple(result.shape)}"
+            f"level_weights must have one weight for each of the L = {max_level} levels, "
+            f"coarse to fine, got shape {tuple(result.shape)}"
         )
     return result
 
@@ -73,7 +73,8 @@ def multi_level_ranking_loss(
     nan: NanPolicy = "propagate",
     return_stats: bool = False,
 ) -> Any:
-    """In-batch multi-level ranking loss: candidates are ranked by how many grains they share with the query.
+    """In-batch multi-level ranking loss: candidates are ranked by how many grains they share with
+    the query.
 
     For row i with logits `z_ij` and levels `y_ij`, and level weights `w_k`:
 
@@ -81,47 +82,53 @@ def multi_level_ranking_loss(
         P_k = {j: y_ij = k} ("exact") or {y_ij >= k} ("at_least")
         N_k = {j: 0 <= y_ij < k} ("lower") or {y_ij = 0} ("unrelated")
 
-    with LSE the log-sum-exp of the logits. A level without positives in the row adds nothing; pairs of level -1 take no
-    part. With L = 1 it is InfoNCE (SupCon-in where a row has several positives). The N x M matrix is never stored
-    (`backend="reference"` excepted); with `reduction` "mean" or "sum" the gradients are ready when the forward
-    ends, with "none" the backward computes the similarities again.
+    with LSE the log-sum-exp of the logits. A level without positives in the row adds nothing; pairs
+    of level -1 take no part. With L = 1 it is InfoNCE (SupCon-in where a row has several
+    positives). The N x M matrix is never stored (`backend="reference"` excepted); with `reduction`
+    "mean" or "sum" the gradients are ready when the forward ends, with "none" the backward computes
+    the similarities again.
 
     Args:
         queries: embeddings `[N, D]`, float16, bfloat16, float32 or float64.
         candidates: embeddings `[M, D]` of the same dtype and device.
-        levels: a level source (`GrainKeys`, `DenseLevels`, ...); None: candidate i is the one positive of query i.
-        temperature: logits are similarity / temperature; a number or a 0-d tensor, which may require a gradient.
-            Exactly one of `temperature` and `logit_scale` must be given.
+        levels: a level source (`GrainKeys`, `DenseLevels`, ...); None: candidate i is the one
+            positive of query i.
+        temperature: logits are similarity / temperature; a number or a 0-d tensor, which may
+            require a gradient. Exactly one of `temperature` and `logit_scale` must be given.
         logit_scale: logits are similarity * logit_scale: the factor itself, not its logarithm.
         positives: `"exact"` (default) or `"at_least"`.
         negatives: `"lower"` (default) or `"unrelated"`.
-        level_weights: L numbers, `level_weights[k - 1]` for level k; None: 1 for the finest level, 0.1 for the others.
+        level_weights: L numbers, `level_weights[k - 1]` for level k; None: 1 for the finest level,
+            0.1 for the others.
         normalize: cosine similarity (default); False: dot product.
-        reduction: `"mean"` over the rows that have a positive at any level (default), `"sum"`, or `"none"`: one loss
-            for each row `[N]`, 0 for a row without a positive.
+        reduction: `"mean"` over the rows that have a positive at any level (default), `"sum"`, or
+            `"none"`: one loss for each row `[N]`, 0 for a row without a positive.
         backend: `"auto"` (default), `"cpu"` or `"reference"`. A named backend never falls back.
-        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 512 rows where these need more.
-        nan: `"propagate"` (default): a NaN or infinity in the inputs shows in the loss; `"raise"`: ValueError with
-            the row, at the cost of reading the inputs once more.
+        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 512 rows where these
+            need more.
+        nan: `"propagate"` (default): a NaN or infinity in the inputs shows in the loss; `"raise"`:
+            ValueError with the row, at the cost of reading the inputs once more.
         return_stats: also return `LossStatistics`.
 
     Returns:
-        The loss, float32 (float64 for float64 inputs): 0-d, or `[N]` for `reduction="none"`. A batch without any
-        positive has loss 0 and zero gradients. With `return_stats=True` the pair (loss, `LossStatistics`).
+        The loss, float32 (float64 for float64 inputs): 0-d, or `[N]` for `reduction="none"`. A
+        batch without any positive has loss 0 and zero gradients. With `return_stats=True` the pair
+        (loss, `LossStatistics`).
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or value.
 
     Source:
-        ELVA, arXiv 2606.20280 (rank negatives by what they share with the positive); "exact" with "lower" is
-        RINCE-in, Hoffmann et al., AAAI 2022, eq. 4. Derivation: `grainrank.reference`.
+        ELVA, arXiv 2606.20280 (rank negatives by what they share with the positive); "exact" with
+        "lower" is RINCE-in, Hoffmann et al., AAAI 2022, eq. 4. Derivation: `grainrank.reference`.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
         >>> texts = torch.randn(4, 8, generator=generator, requires_grad=True)
         >>> images = torch.randn(4, 8, generator=generator)
         >>> grains = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 2]])  # coarse to fine
-        >>> loss = multi_level_ranking_loss(texts, images, GrainKeys(grains, grains), temperature=0.1)
+        >>> loss = multi_level_ranking_loss(texts, images, GrainKeys(grains, grains),
+        temperature=0.1)
         >>> loss.backward()
         >>> texts.grad.shape
         torch.Size([4, 8])
@@ -163,8 +170,9 @@ def multi_level_ranking_loss(
 class MultiLevelRankingLoss(nn.Module):
     """`multi_level_ranking_loss` as a module; the same options, given once.
 
-    A `temperature` or `logit_scale` that is an `nn.Parameter` is registered and learned. A model that owns its scale
-    passes it with each call instead, e.g. `loss(q, c, levels, logit_scale=model.logit_scale.exp())`.
+    A `temperature` or `logit_scale` that is an `nn.Parameter` is registered and learned. A model
+    that owns its scale passes it with each call instead, e.g. `loss(q, c, levels,
+    logit_scale=model.logit_scale.exp())`.
 
     Example:
         >>> loss = MultiLevelRankingLoss(temperature=0.07)
@@ -239,6 +247,7 @@ class MultiLevelRankingLoss(nn.Module):
     def extra_repr(self) -> str:
         scale = "logit_scale" if self.temperature is None else "temperature"
         return (
-            f"{scale}={getattr(self, scale)}, positives={self.positives!r}, negatives={self.negatives!r}, "
-            f"level_weights={self.level_weights}, reduction={self.reduction!r}"
+            f"{scale}={getattr(self, scale)}, positives={self.positives!r}, "
+            f"negatives={self.negatives!r}, level_weights={self.level_weights}, "
+            f"reduction={self.reduction!r}"
         )

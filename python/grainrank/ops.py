@@ -1,7 +1,8 @@
 """The operators: `torch.library` schemas, implementations and fakes, and autograd around them.
 
-A level source crosses the boundary as `level_kind` and `level_data` (`levels.from_parts`). Tables that are not wanted,
-and gradients that are not needed, come back as empty tensors, so that the number of results is fixed.
+A level source crosses the boundary as `level_kind` and `level_data` (`levels.from_parts`). Tables
+that are not wanted, and gradients that are not needed, come back as empty tensors, so that the
+number of results is fixed.
 """
 
 from __future__ import annotations
@@ -285,7 +286,8 @@ class _MultiLevelNCE(torch.autograd.Function):
             *ctx.needs_input_grad[:3],
         )
         tables, gradients = rest[:8], rest[8:]
-        # In the accumulation dtype: a float16 gradient before the loss scaler's factor would underflow.
+        # In the accumulation dtype: a float16 gradient before the loss scaler's factor would
+        # underflow.
         ctx.save_for_backward(*gradients)
         ctx.dtypes = queries.dtype, candidates.dtype, scale.dtype
         ctx.set_materialize_grads(False)

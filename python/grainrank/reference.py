@@ -1,11 +1,13 @@
 r"""The plain PyTorch reference: it defines what is correct, on any device, in any floating dtype.
 
-It builds the whole similarity matrix and is meant for tests, small batches and machines without a kernel.
+It builds the whole similarity matrix and is meant for tests, small batches and machines without a
+kernel.
 
 Derivation
 ----------
-Let `s_ij = <q_i, c_j>`, `z_ij = scale * s_ij`, and `y_ij` in `{-1, 0, .., L}` the level of the pair; pairs with
-`y = -1` take no part. A loss that depends on the logits only through the row tables
+Let `s_ij = <q_i, c_j>`, `z_ij = scale * s_ij`, and `y_ij` in `{-1, 0, .., L}` the level of the
+pair; pairs with `y = -1` take no part. A loss that depends on the logits only through the row
+tables
 
     lse[i, l]     = log sum_{j: y_ij = l} exp(z_ij)
     neg_lse[i, l] = log sum_{j: y_ij = l} exp(-z_ij)        levels >= 1
@@ -14,8 +16,10 @@ Let `s_ij = <q_i, c_j>`, `z_ij = scale * s_ij`, and `y_ij` in `{-1, 0, .., L}` t
 
 has, by the chain rule and `d lse[i, l] / d z_ij = exp(z_ij - lse[i, l])` where `y_ij = l`, else 0,
 
-    G_ij = dL / dz_ij = d_lse[i, y] exp(z_ij - lse[i, y]) - d_neg_lse[i, y] exp(-z_ij - neg_lse[i, y])
-                        + d_total[i, y] + [j = highest_at[i, y]] d_highest[i, y] + [j = lowest_at[i, y]] d_lowest[i, y]
+    G_ij = dL / dz_ij = d_lse[i, y] exp(z_ij - lse[i, y]) - d_neg_lse[i, y] exp(-z_ij - neg_lse[i,
+    y])
+                        + d_total[i, y] + [j = highest_at[i, y]] d_highest[i, y] + [j = lowest_at[i,
+                        y]] d_lowest[i, y]
 
 and, since `z = scale * Q C^T`,
 
@@ -24,16 +28,17 @@ and, since `z = scale * Q C^T`,
 Multi-level NCE. With `A = LSE(P_k)` and `B = LSE(N_k)` (disjoint sets of levels),
 
     L_k = LSE(P_k and N_k) - LSE(P_k) = log(1 + exp(B - A)) = softplus(B - A)
-    dL_k / dB = sigmoid(B - A) = -dL_k / dA,   dA / dlse[l] = exp(lse[l] - A) for l in P_k, the same for B and N_k.
+    dL_k / dB = sigmoid(B - A) = -dL_k / dA,   dA / dlse[l] = exp(lse[l] - A) for l in P_k, the same
+    for B and N_k.
 
-The sigmoid is what `1 - p` would be for the probability p of the positives; as a difference it loses all digits
-when p is close to 1.
+The sigmoid is what `1 - p` would be for the probability p of the positives; as a difference it
+loses all digits when p is close to 1.
 
-Normalisation. `x^ = x / max(|x|, eps)` gives `dx = (dx^ - x^ <x^, dx^>) / |x|`, and `dx = dx^ / eps` where the norm is
-below eps.
+Normalisation. `x^ = x / max(|x|, eps)` gives `dx = (dx^ - x^ <x^, dx^>) / |x|`, and `dx = dx^ /
+eps` where the norm is below eps.
 
-An empty level holds the finite sentinel `EMPTY` (lse, neg_lse, highest) or `-EMPTY` (lowest), so that differences of
-empty levels are 0 and never NaN.
+An empty level holds the finite sentinel `EMPTY` (lse, neg_lse, highest) or `-EMPTY` (lowest), so
+that differences of empty levels are 0 and never NaN.
 """
 
 from __future__ import annotations
@@ -48,12 +53,15 @@ NORM_EPS = 1e-12
 
 
 class Tables(NamedTuple):
-    """Row tables `[N, L + 1]`; counts and columns are int64, the rest has the dtype of the logits."""
+    """Row tables `[N, L + 1]`.
+
+    Counts and columns are int64, the rest has the dtype of the logits.
+    """
 
     lse: Tensor
     neg_lse: Tensor
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]
     highest: Tensor
     lowest: Tensor
     highest_at: Tensor
@@ -86,8 +94,8 @@ def normalize_backward(d_unit: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
 def level_tables(z: Tensor, level: Tensor, max_level: int) -> Tables:
     """The tables of logits `z` `[N, M]` with levels `[N, M]`."""
     columns: list[tuple[Tensor, ...]] = []
-    for l in range(max_level + 1):
-        here = level == l
+    for k in range(max_level + 1):
+        here = level == k
         empty = ~here.any(dim=1)
         lse = torch.where(here, z, -torch.inf).logsumexp(dim=1)
         neg_lse = torch.where(here, -z, -torch.inf).logsumexp(dim=1)
@@ -96,7 +104,7 @@ def level_tables(z: Tensor, level: Tensor, max_level: int) -> Tables:
         columns.append(
             (
                 torch.where(empty, EMPTY, lse),
-                torch.where(empty, EMPTY, neg_lse) if l else torch.full_like(lse, EMPTY),
+                torch.where(empty, EMPTY, neg_lse) if k else torch.full_like(lse, EMPTY),
                 torch.where(here, z, 0.0).sum(dim=1),
                 here.sum(dim=1),
                 torch.where(empty, EMPTY, above.amax(dim=1)),
@@ -112,22 +120,22 @@ def pair_gradient(z: Tensor, level: Tensor, tables: Tables, d_tables: TableGradi
     """G `[N, M]`: the gradient of the logits."""
     g = torch.zeros_like(z)
     columns = torch.arange(z.shape[1], device=z.device)
-    for l in range(tables.lse.shape[1]):
+    for k in range(tables.lse.shape[1]):
         at_level = torch.zeros_like(z)
         if d_tables.lse is not None:
-            at_level = at_level + d_tables.lse[:, l, None] * torch.exp(z - tables.lse[:, l, None])
-        if d_tables.neg_lse is not None and l > 0:
-            p = torch.exp(-z - tables.neg_lse[:, l, None])
-            at_level = at_level - d_tables.neg_lse[:, l, None] * p
+            at_level = at_level + d_tables.lse[:, k, None] * torch.exp(z - tables.lse[:, k, None])
+        if d_tables.neg_lse is not None and k > 0:
+            p = torch.exp(-z - tables.neg_lse[:, k, None])
+            at_level = at_level - d_tables.neg_lse[:, k, None] * p
         if d_tables.total is not None:
-            at_level = at_level + d_tables.total[:, l, None]
+            at_level = at_level + d_tables.total[:, k, None]
         if d_tables.highest is not None:
-            at = columns == tables.highest_at[:, l, None]
-            at_level = at_level + d_tables.highest[:, l, None] * at
+            at = columns == tables.highest_at[:, k, None]
+            at_level = at_level + d_tables.highest[:, k, None] * at
         if d_tables.lowest is not None:
-            at = columns == tables.lowest_at[:, l, None]
-            at_level = at_level + d_tables.lowest[:, l, None] * at
-        g = torch.where(level == l, at_level, g)
+            at = columns == tables.lowest_at[:, k, None]
+            at_level = at_level + d_tables.lowest[:, k, None] * at
+        g = torch.where(level == k, at_level, g)
     return g
 
 
@@ -157,7 +165,7 @@ def multi_level_nce(
 def logits(
     queries: Tensor, candidates: Tensor, scale: Tensor, normalized: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`z` `[N, M]`, and the (normalised) operands with their former norms, in the dtype of `scale`."""
+    """`z` `[N, M]`, and the (normalised) operands with their former norms; dtype of `scale`."""
     q, c = queries.to(scale.dtype), candidates.to(scale.dtype)
     q_norm, c_norm = q.new_ones(q.shape[0], 1), c.new_ones(c.shape[0], 1)
     if normalized:
@@ -174,7 +182,7 @@ def gradients(
     d_tables: TableGradients,
     normalized: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ `[N, D]`, dC `[M, D]` and dscale, in the dtype of `scale`, from the gradients of the tables."""
+    """dQ `[N, D]`, dC `[M, D]` and dscale from the gradients of the tables; dtype of `scale`."""
     z, q, c, q_norm, c_norm = logits(queries, candidates, scale, normalized)
     g = pair_gradient(z, level, tables, d_tables)  # [N, M]
     unscaled = g @ c  # [N, D]

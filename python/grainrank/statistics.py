@@ -17,14 +17,15 @@ from .validation import check_embeddings, check_scale, check_workspace
 class LevelStatistics(NamedTuple):
     """Row tables `[N, L + 1]` of the logits `z = scale * similarity`; column l belongs to level l.
 
-    An empty level holds -1e30 in `lse`, `neg_lse` and `highest`, 1e30 in `lowest`, 0 in `total` and `count`, -1 in the
-    column tables: finite, so that a difference of two empty levels is 0. Mask with `count > 0`.
+    An empty level holds -1e30 in `lse`, `neg_lse` and `highest`, 1e30 in `lowest`, 0 in `total` and
+    `count`, -1 in the column tables: finite, so that a difference of two empty levels is 0. Mask
+    with `count > 0`.
     """
 
     lse: Tensor  #: `log sum exp(z)` over the level
     neg_lse: Tensor  #: `log sum exp(-z)` over the level; levels >= 1, column 0 holds -1e30
     total: Tensor  #: `sum z` over the level
-    count: Tensor  #: number of pairs, int64
+    count: Tensor  # type: ignore[assignment]  #: number of pairs, int64
     highest: Tensor  #: highest logit of the level
     lowest: Tensor  #: lowest logit of the level
     highest_at: Tensor  #: the (first) candidate that has it, int64
@@ -44,19 +45,21 @@ def level_statistics(
 ) -> LevelStatistics:
     """The tables from which a graded loss is made, differentiable, without the N x M matrix.
 
-    A loss head is ordinary PyTorch on these tables; see the example. `lse`, `neg_lse`, `total`, `highest` and `lowest`
-    are differentiable in queries, candidates and the scale; the backward computes the similarities again.
+    A loss head is ordinary PyTorch on these tables; see the example. `lse`, `neg_lse`, `total`,
+    `highest` and `lowest` are differentiable in queries, candidates and the scale; the backward
+    computes the similarities again.
 
     Args:
         queries: embeddings `[N, D]`, float16, bfloat16, float32 or float64.
         candidates: embeddings `[M, D]` of the same dtype and device.
         levels: a level source; None: candidate i is the positive of query i.
-        temperature: logits are similarity / temperature; number or 0-d tensor. Exactly one of `temperature` and
-            `logit_scale` must be given.
+        temperature: logits are similarity / temperature; number or 0-d tensor. Exactly one of
+            `temperature` and `logit_scale` must be given.
         logit_scale: logits are similarity * logit_scale; number or 0-d tensor.
         normalize: cosine similarity (default); False: dot product.
         backend: `"auto"`, `"cpu"` or `"reference"`.
-        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 512 rows where these need more.
+        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 512 rows where these
+            need more.
 
     Returns:
         `LevelStatistics`, float32 (float64 for float64 inputs).
@@ -92,13 +95,16 @@ class LossStatistics(NamedTuple):
     level_rows: Tensor  #: `[L]`, int64, these rows
     level_similarity: Tensor  #: `[L + 1]`, mean similarity of the pairs of the level
     level_pairs: Tensor  #: `[L + 1]`, int64, these pairs
-    wrong_order: Tensor  #: 0-d, share of adjacent levels of a row whose mean similarities are in the wrong order
+    wrong_order: Tensor  #: 0-d, share of adjacent levels of a row with a lower mean for the higher
 
 
 def loss_statistics(
     lse: Tensor, total: Tensor, count: Tensor, scale: Tensor, positives: str, negatives: str
 ) -> LossStatistics:
-    """From the tables of the batch. Adjacent: next to each other among the levels that the row has."""
+    """From the tables of the batch.
+
+    Adjacent: next to each other among the levels that the row has.
+    """
     with torch.no_grad():
         level_loss, level_rows = level_losses(lse, count, positives, negatives)
         pairs = count.sum(dim=0)
@@ -107,12 +113,12 @@ def loss_statistics(
         adjacent = torch.zeros_like(pairs[0])
         wrong = torch.zeros_like(pairs[0])
         below, has_below = mean[:, 0], count[:, 0] > 0
-        for l in range(1, count.shape[1]):
-            has = count[:, l] > 0
+        for level in range(1, count.shape[1]):
+            has = count[:, level] > 0
             both = has & has_below
             adjacent = adjacent + both.sum()
-            wrong = wrong + (both & (mean[:, l] < below)).sum()
-            below = torch.where(has, mean[:, l], below)
+            wrong = wrong + (both & (mean[:, level] < below)).sum()
+            below = torch.where(has, mean[:, level], below)
             has_below = has_below | has
         return LossStatistics(
             rows_used=rows_with_positive(count),

@@ -1,8 +1,10 @@
-"""The sweep over row blocks: matrix products by `torch.mm`, and between them the fused passes of a backend.
+"""The sweep over row blocks: matrix products by `torch.mm`, and between them the fused passes of a
+backend.
 
-A row block sees all columns, so its tables are final at once and its gradient can be written over its
-similarities: S = Q_R C^T; tables; head; G over S; dQ_R = G C; dC += G^T Q_R. Three products, and no more memory than
-one block.
+A row block sees all columns, so its tables are final at once and its gradient can be written over
+its
+similarities: S = Q_R C^T; tables; head; G over S; dQ_R = G C; dC += G^T Q_R. Three products, and no
+more memory than one block.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .levels import LevelSource
 from .validation import accumulation_dtype
 
 NORM_EPS = 1e-12
-DEFAULT_WORKSPACE = 64 * 2**20  # bytes
+DEFAULT_WORKSPACE = 16 * 2**20  # bytes
 SMALLEST_DEFAULT_BLOCK = 512  # rows; smaller blocks cost more than their arithmetic
 FINISH_ROWS = 2048
 
@@ -30,7 +32,7 @@ class TableSet(NamedTuple):
     lse: Tensor
     neg_lse: Tensor | None
     total: Tensor | None
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]
     highest: Tensor | None
     lowest: Tensor | None
     highest_at: Tensor | None
@@ -70,7 +72,7 @@ class TableGradientSet(NamedTuple):
 
 
 class Passes(Protocol):
-    """The two fused passes of a backend over a row block whose first row is row `start` of the batch."""
+    """The two fused passes of a backend over a row block; `start` is its first row in the batch."""
 
     def tables(self, similarities: Tensor, start: int, out: TableSet) -> None:
         """Fills the tables of the block from similarities `[R, M]`."""
@@ -159,7 +161,10 @@ def block_rows(num_queries: int, num_candidates: int, item_bytes: int, workspace
 
 
 def _blocks(batch: Batch, candidates: _Operand) -> Iterator[tuple[int, int, _Operand, Tensor]]:
-    """For each row block: its range, its queries and its similarities (in a workspace used again)."""
+    """For each row block.
+
+    Its range, its queries and its similarities (in a workspace used again).
+    """
     n, m = batch.queries.shape[0], batch.candidates.shape[0]
     rows = block_rows(n, m, candidates.values.element_size(), batch.workspace_mb)
     workspace = candidates.values.new_empty(rows, m)  # [R, M]
@@ -226,7 +231,10 @@ class _Gradients:
 def sweep_gradients(
     batch: Batch, passes: Passes, tables: TableSet, d_tables: TableGradientSet, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients for given gradients of the tables: the similarities again, then two products."""
+    """The gradients for given gradients of the tables.
+
+    The similarities again, then two products.
+    """
     candidates = _Operand.prepare(batch.candidates, batch)
     gradients = _Gradients(batch, candidates, needs)
     for start, stop, queries, similarities in _blocks(batch, candidates):
@@ -244,7 +252,10 @@ def sweep_multi_level_nce(
     full: bool,
     needs: Needs,
 ) -> tuple[Tensor, TableSet, tuple[Tensor, Tensor, Tensor]]:
-    """Losses `[N]`, tables, and the gradients of the sum of the losses: three products, one sweep."""
+    """Losses `[N]`, tables, and the gradients of the sum of the losses.
+
+    Three products, one sweep.
+    """
     n = batch.queries.shape[0]
     tables = TableSet.empty(n, batch.levels.max_level, batch.dtype, batch.queries.device, full)
     candidates = _Operand.prepare(batch.candidates, batch)

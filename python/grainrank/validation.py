@@ -1,4 +1,7 @@
-"""Checks of what a user passes: each error names the argument, what was expected, what came and the mend."""
+"""Checks of what a user passes.
+
+Each error names the argument, what was expected, what came and the mend.
+"""
 
 from __future__ import annotations
 
@@ -97,8 +100,8 @@ def check_finite(name: str, tensor: Tensor) -> None:
     if not bool(finite.all()):
         row = int(torch.nonzero(~finite)[0])
         raise ValueError(
-            f"{name} must be finite, got NaN or infinity in row {row}; look at the encoder's output, "
-            f'or pass nan="propagate"'
+            f"{name} must be finite, got NaN or infinity in row {row}; "
+            f"look at the encoder's output, or pass nan='propagate'"
         )
 
 

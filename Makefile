@@ -1,0 +1,41 @@
+# Set-up, main job and checks from a bare machine with Python >= 3.10, a C++ compiler and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check
+SOURCES := pyproject.toml CMakeLists.txt $(shell find python csrc kernels -type f -not -path '*/__pycache__/*')
+
+.PHONY: demo test bench lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m grainrank demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint: $(VENV)/lint-tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+	$(BIN)/mypy
+
+# torch first and on its own: its pinned wheel decides what the rest resolves against.
+$(VENV)/ready: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet -c constraints.txt torch
+	touch $@
+
+# The wheel that a user gets, not an editable install; the build folder is kept, so this is quick when repeated.
+$(VENV)/installed: $(VENV)/ready $(SOURCES)
+	$(PIP) install --quiet -c constraints.txt '.[demo,test]'
+	touch $@
+
+$(VENV)/lint-tools: $(VENV)/installed
+	$(PIP) install --quiet -c constraints.txt '.[lint]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
