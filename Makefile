@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find python csrc kernels -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test native-test bench lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m grainrank demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+native-test:
+	cmake -S . -B build/native -DGRAINRANK_NATIVE_TESTS=ON $(CMAKE_ARGS)
+	cmake --build build/native --parallel 2
+	ctest --test-dir build/native --output-on-failure
 
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only

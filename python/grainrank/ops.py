@@ -325,7 +325,10 @@ def level_tables(
 ) -> TableSet:
     """The differentiable tables."""
     options = _options(levels, normalize, backend, workspace_mb)
-    return TableSet(*_LevelTables.apply(queries, candidates, scale, options, full, *levels.tensors))
+    tables = _LevelTables.apply(  # type: ignore[no-untyped-call]
+        queries, candidates, scale, options, full, *levels.tensors
+    )
+    return TableSet(*tables)
 
 
 def multi_level_nce_sum(
@@ -345,7 +348,7 @@ def multi_level_nce_sum(
     options = _options(levels, normalize, backend, workspace_mb)
     head = positives, negatives, full
     if torch.is_grad_enabled():
-        loss, *tables = _MultiLevelNCE.apply(
+        loss, *tables = _MultiLevelNCE.apply(  # type: ignore[no-untyped-call]
             queries, candidates, scale, level_weights, options, head, *levels.tensors
         )
     else:

@@ -1,0 +1,96 @@
+"""What a user has for one training step of the loss; each provider takes a `Step`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from grainrank import GrainKeys, multi_level_ranking_loss
+
+TEMPERATURE = 0.07
+SMALLEST = -1e30
+
+
+@dataclass
+class Step:
+    """Inputs `[N, D]`, `[M, D]` and label paths `[N, K]`, `[M, K]`."""
+
+    queries: Tensor
+    candidates: Tensor
+    query_keys: Tensor
+    candidate_keys: Tensor
+
+    @staticmethod
+    def make(n: int, m: int, d: int, dtype: torch.dtype = torch.float32) -> Step:
+        """A batch with three grains: 20 classes of 10 subclasses, of 30 items each."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(high: int, size: int) -> Tensor:
+            return torch.randint(0, high, (size,), generator=generator)
+
+        top = draw(20, m)
+        middle = top * 10 + draw(10, m)
+        keys = torch.stack([top, middle, middle * 30 + draw(30, m)], dim=1)  # [M, 3]
+        partner = torch.arange(n) % m
+        candidates = torch.randn(m, d, generator=generator)
+        queries = candidates[partner] + torch.randn(n, d, generator=generator)
+        return Step(
+            queries.to(dtype).requires_grad_(),
+            candidates.to(dtype).requires_grad_(),
+            keys[partner],
+            keys,
+        )
+
+
+def fused(step: Step) -> Tensor:
+    levels = GrainKeys(step.query_keys, step.candidate_keys)
+    return multi_level_ranking_loss(
+        step.queries, step.candidates, levels, temperature=TEMPERATURE, backend="cpu"
+    )
+
+
+def eager(step: Step) -> Tensor:
+    """The loss as one writes it in PyTorch: matrix, masks, autograd."""
+    z = normalize(step.queries, dim=1) @ normalize(step.candidates, dim=1).T / TEMPERATURE
+    equal = step.query_keys[:, None] == step.candidate_keys[None]  # [N, M, K]
+    level = equal.cumprod(dim=2).sum(dim=2)
+    highest = step.query_keys.shape[1]
+    loss = z.new_zeros(z.shape[0])
+    used = torch.zeros_like(loss, dtype=torch.bool)
+    for k in range(1, highest + 1):
+        positive = level == k
+        has = positive.any(dim=1)
+        lse_positive = z.masked_fill(~positive, SMALLEST).logsumexp(dim=1)
+        lse_all = z.masked_fill(level > k, SMALLEST).logsumexp(dim=1)
+        weight = 1.0 if k == highest else 0.1
+        loss = loss + weight * torch.where(has, lse_all - lse_positive, 0.0)
+        used |= has
+    return loss.sum() / used.sum()
+
+
+def gradients(provider: Callable[[Step], Tensor], step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, dQ and dC of one forward and backward."""
+    step.queries.grad = step.candidates.grad = None
+    loss = provider(step)
+    loss.backward()
+    assert step.queries.grad is not None
+    assert step.candidates.grad is not None
+    return loss.detach(), step.queries.grad, step.candidates.grad
+
+
+class Products:
+    """The three bare products of a step, on preallocated outputs: the floor."""
+
+    def __init__(self, step: Step) -> None:
+        self.q, self.c = step.queries.detach(), step.candidates.detach()
+        self.s = torch.mm(self.q, self.c.t())
+        self.d_q, self.d_c = torch.empty_like(self.q), torch.empty_like(self.c)
+
+    def __call__(self) -> None:
+        torch.mm(self.q, self.c.t(), out=self.s)
+        torch.mm(self.s, self.c, out=self.d_q)
+        torch.mm(self.s.t(), self.q, out=self.d_c)
