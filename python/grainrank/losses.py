@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from . import heads, ops
+from . import autograd, heads
 from .backends import Backend, check_backend
 from .heads import Negatives, Positives
 from .levels import LevelSource, as_source
@@ -149,12 +149,12 @@ def multi_level_ranking_loss(
         check_finite("candidates", c)
 
     if reduction == "none":
-        tables = ops.level_tables(
+        tables = autograd.level_tables(
             q, c, scale, source, normalize, backend, workspace, full=return_stats
         )
         loss = heads.multi_level_nce(tables.lse, tables.count, weights, positives, negatives)
     else:
-        loss, tables = ops.multi_level_nce_sum(
+        loss, tables = autograd.multi_level_nce_sum(
             q, c, scale, source, weights, positives, negatives,
             normalize, backend, workspace, full=return_stats,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops
+from . import autograd
 from .backends import Backend, check_backend
 from .heads import level_losses
 from .levels import LevelSource, as_source
@@ -83,7 +83,7 @@ def level_statistics(
     check_backend(backend, q.device)
     scale = check_scale(temperature, logit_scale, q)
     workspace = check_workspace(workspace_mb)
-    tables = ops.level_tables(q, c, scale, source, normalize, backend, workspace, full=True)
+    tables = autograd.level_tables(q, c, scale, source, normalize, backend, workspace, full=True)
     return LevelStatistics(*tables)  # type: ignore[arg-type]
 
 
