@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "huge_pages.h"
 #include "parallel.h"
 #include "passes.h"
 
@@ -145,4 +146,5 @@ PYBIND11_MODULE(_native, m) {
         return names;
     });
     m.def("parallel_runtime", &parallel_runtime);
+    m.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("bytes"));
 }

@@ -12,6 +12,7 @@ from .levels import LevelSource, level_range_error
 from .sweep import TableGradientSet, TableSet
 
 _INT32 = torch.iinfo(torch.int32)
+_LARGE = 4 * 2**20  # bytes from which huge pages pay
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -51,6 +52,7 @@ class CpuPasses:
     ) -> None:
         self._set = instruction_set or instruction_sets()[0]
         self._scale = float(scale)
+        self._dtype = scale.dtype
         self._suffix = _SUFFIX[scale.dtype]
         self._max_level = levels.max_level
         self._data: dict[str, Tensor] = {}
@@ -80,6 +82,13 @@ class CpuPasses:
                 for name in ("query_keys", "candidate_keys", "dense", "query_ids", "candidate_ids")
             },
         )
+
+    def empty(self, *shape: int) -> Tensor:
+        tensor = torch.empty(*shape, dtype=self._dtype)
+        size = tensor.numel() * tensor.element_size()
+        if size >= _LARGE:
+            _native.advise_huge_pages(tensor.data_ptr(), size)
+        return tensor
 
     def tables(self, similarities: Tensor, start: int, out: TableSet) -> None:
         arguments = getattr(_native, f"Tables_{self._suffix}")(

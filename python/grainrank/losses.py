@@ -104,7 +104,7 @@ def multi_level_ranking_loss(
         reduction: `"mean"` over the rows that have a positive at any level (default), `"sum"`, or
             `"none"`: one loss for each row `[N]`, 0 for a row without a positive.
         backend: `"auto"` (default), `"cpu"` or `"reference"`. A named backend never falls back.
-        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 512 rows where these
+        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 1024 rows where these
             need more.
         nan: `"propagate"` (default): a NaN or infinity in the inputs shows in the loss; `"raise"`:
             ValueError with the row, at the cost of reading the inputs once more.

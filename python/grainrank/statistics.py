@@ -58,7 +58,7 @@ def level_statistics(
         logit_scale: logits are similarity * logit_scale; number or 0-d tensor.
         normalize: cosine similarity (default); False: dot product.
         backend: `"auto"`, `"cpu"` or `"reference"`.
-        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 512 rows where these
+        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 1024 rows where these
             need more.
 
     Returns:

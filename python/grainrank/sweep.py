@@ -21,8 +21,8 @@ from .levels import LevelSource
 from .validation import accumulation_dtype
 
 NORM_EPS = 1e-12
-DEFAULT_WORKSPACE = 16 * 2**20  # bytes
-SMALLEST_DEFAULT_BLOCK = 512  # rows; smaller blocks cost more than their arithmetic
+DEFAULT_WORKSPACE = 64 * 2**20  # bytes
+SMALLEST_DEFAULT_BLOCK = 1024  # rows; each product packs all candidates anew
 FINISH_ROWS = 2048
 
 
@@ -74,6 +74,9 @@ class TableGradientSet(NamedTuple):
 class Passes(Protocol):
     """The two fused passes of a backend over a row block; `start` is its first row in the batch."""
 
+    def empty(self, *shape: int) -> Tensor:
+        """Memory of the accumulation dtype for a large result or the workspace."""
+
     def tables(self, similarities: Tensor, start: int, out: TableSet) -> None:
         """Fills the tables of the block from similarities `[R, M]`."""
 
@@ -119,12 +122,13 @@ class _Operand:
     norm: Tensor | None  # [R, 1], before normalisation
 
     @staticmethod
-    def prepare(x: Tensor, batch: Batch) -> _Operand:
+    def prepare(x: Tensor, batch: Batch, passes: Passes) -> _Operand:
         values = x.to(batch.dtype)
         if not batch.normalize:
             return _Operand(values, None)
         norm = torch.linalg.vector_norm(values, dim=1, keepdim=True)
-        own = values if values is not x else None  # a widened copy is ours to overwrite
+        # A widened copy is ours to overwrite.
+        own = values if values is not x else passes.empty(*values.shape)
         return _Operand(torch.div(values, norm.clamp_min(NORM_EPS), out=own), norm)
 
     def finish_(self, d_values: Tensor, scale: Tensor) -> None:
@@ -160,17 +164,19 @@ def block_rows(num_queries: int, num_candidates: int, item_bytes: int, workspace
     return -(-num_queries // blocks)
 
 
-def _blocks(batch: Batch, candidates: _Operand) -> Iterator[tuple[int, int, _Operand, Tensor]]:
+def _blocks(
+    batch: Batch, passes: Passes, candidates: _Operand
+) -> Iterator[tuple[int, int, _Operand, Tensor]]:
     """For each row block.
 
     Its range, its queries and its similarities (in a workspace used again).
     """
     n, m = batch.queries.shape[0], batch.candidates.shape[0]
     rows = block_rows(n, m, candidates.values.element_size(), batch.workspace_mb)
-    workspace = candidates.values.new_empty(rows, m)  # [R, M]
+    workspace = passes.empty(rows, m)  # [R, M]
     for start in range(0, n, rows):
         stop = min(start + rows, n)
-        queries = _Operand.prepare(batch.queries[start:stop], batch)
+        queries = _Operand.prepare(batch.queries[start:stop], batch, passes)
         similarities = workspace[: stop - start]
         torch.mm(queries.values, candidates.values.t(), out=similarities)
         yield start, stop, queries, similarities
@@ -181,8 +187,8 @@ def sweep_tables(batch: Batch, passes: Passes, full: bool) -> TableSet:
     tables = TableSet.empty(
         batch.queries.shape[0], batch.levels.max_level, batch.dtype, batch.queries.device, full
     )
-    candidates = _Operand.prepare(batch.candidates, batch)
-    for start, stop, _, similarities in _blocks(batch, candidates):
+    candidates = _Operand.prepare(batch.candidates, batch, passes)
+    for start, stop, _, similarities in _blocks(batch, passes, candidates):
         passes.tables(similarities, start, tables.rows(start, stop))
     return tables
 
@@ -190,12 +196,10 @@ def sweep_tables(batch: Batch, passes: Passes, full: bool) -> TableSet:
 class _Gradients:
     """dQ, dC and the scale's gradient, collected block by block."""
 
-    def __init__(self, batch: Batch, candidates: _Operand, needs: Needs) -> None:
+    def __init__(self, batch: Batch, passes: Passes, candidates: _Operand, needs: Needs) -> None:
         self.batch, self.candidates, self.needs = batch, candidates, needs
-        empty = candidates.values.new_empty
-        n, d = batch.queries.shape
-        self.d_queries = empty(n, d) if needs.queries else empty(0)
-        self.d_candidates = empty(candidates.values.shape) if needs.candidates else empty(0)
+        self.d_queries = passes.empty(*(batch.queries.shape if needs.queries else (0,)))
+        self.d_candidates = passes.empty(*(batch.candidates.shape if needs.candidates else (0,)))
         self._d_scale = torch.zeros((), dtype=torch.float64, device=batch.queries.device)
 
     def add(self, start: int, stop: int, queries: _Operand, g: Tensor) -> None:
@@ -235,9 +239,9 @@ def sweep_gradients(
 
     The similarities again, then two products.
     """
-    candidates = _Operand.prepare(batch.candidates, batch)
-    gradients = _Gradients(batch, candidates, needs)
-    for start, stop, queries, similarities in _blocks(batch, candidates):
+    candidates = _Operand.prepare(batch.candidates, batch, passes)
+    gradients = _Gradients(batch, passes, candidates, needs)
+    for start, stop, queries, similarities in _blocks(batch, passes, candidates):
         passes.gradients_(similarities, start, tables.rows(start, stop), d_tables.rows(start, stop))
         gradients.add(start, stop, queries, similarities)
     return gradients.finish()
@@ -258,10 +262,10 @@ def sweep_multi_level_nce(
     """
     n = batch.queries.shape[0]
     tables = TableSet.empty(n, batch.levels.max_level, batch.dtype, batch.queries.device, full)
-    candidates = _Operand.prepare(batch.candidates, batch)
-    gradients = _Gradients(batch, candidates, needs)
+    candidates = _Operand.prepare(batch.candidates, batch, passes)
+    gradients = _Gradients(batch, passes, candidates, needs)
     losses = batch.scale.new_empty(n)
-    for start, stop, queries, similarities in _blocks(batch, candidates):
+    for start, stop, queries, similarities in _blocks(batch, passes, candidates):
         block = tables.rows(start, stop)
         passes.tables(similarities, start, block)
         losses[start:stop], d_lse = multi_level_nce_gradient(
