@@ -28,13 +28,13 @@ GRAINRANK_INLINE F logit(F similarity, S scale) {
 // G_ij without the negative part: d_lse[y] * exp(z - lse[y]) + d_total[y].
 template <class T, class F>
 GRAINRANK_INLINE F gradient(F z, F lse, F d_lse, F d_total) {
-    return d_lse * exponential<T>(z - lse) + d_total;
+    return d_lse * probability<T>(z - lse) + d_total;
 }
 
 // The part of neg_lse, levels >= 1: -d_neg_lse[y] * exp(-z - neg_lse[y]).
 template <class T, class F>
 GRAINRANK_INLINE F negative_gradient(F z, F neg_lse, F d_neg_lse) {
-    return -d_neg_lse * exponential<T>(-z - neg_lse);
+    return -d_neg_lse * probability<T>(-z - neg_lse);
 }
 
 }  // namespace GRAINRANK_ISA

@@ -97,7 +97,7 @@ class RowTables {
         }
         const Float shifts = V::splat(shift);
         for (int64_t j = 0; j < n; j += V::kWidth) {
-            const Float e = exponential<T>(V::load(z + j) - shifts);
+            const Float e = probability<T>(V::load(z + j) - shifts);
             if (!mixed && V::all_zero(levels + j)) {
                 sum[0] += e;
                 ++zero_vectors;
