@@ -7,8 +7,7 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
-// Columns handled at a time: logits and levels of a chunk stay in the first-level cache, and no
-// more than kChunk / width numbers are added into one lane before the lanes are added up.
+// Columns handled at a time: logits and levels of a chunk stay in the first-level cache.
 constexpr int64_t kChunk = 1024;
 constexpr int64_t kPadding = 64;  // at least the width of a vector
 

@@ -232,15 +232,20 @@ class RowTables {
     int64_t count_[kSlots], highest_at_[kSlots], lowest_at_[kSlots];
 };
 
+// Columns of a chunk: no more than 64 numbers are added into one lane before the lanes are added
+// up, as pairwise summation would; long sums in one lane lose the accuracy of short ones.
+template <class T>
+constexpr int64_t kTableChunk = 64 * Lanes<T>::kWidth < kChunk ? 64 * Lanes<T>::kWidth : kChunk;
+
 template <class T, bool kFull, int kLevels>
 bool table_row(const Block<T>& block, const LevelArgs& levels, const Tables<T>& out, int64_t row) {
-    alignas(64) T z[kChunk + kPadding];
+    alignas(64) T z[kTableChunk<T> + kPadding];
     ChunkLevels chunk;
     RowTables<T, kFull, kLevels> tables(levels.max_level);
     const T* similarity = block.similarities + row * block.row_stride;
-    for (int64_t begin = 0; begin < block.columns; begin += kChunk) {
+    for (int64_t begin = 0; begin < block.columns; begin += kTableChunk<T>) {
         const int64_t left = block.columns - begin;
-        const int64_t n = left < kChunk ? left : kChunk;
+        const int64_t n = left < kTableChunk<T> ? left : kTableChunk<T>;
         if (!row_levels(levels, block.first_row + row, begin, n, block.columns, chunk))
             return false;
         for (int64_t j = 0; j < n; ++j) z[j] = logit(similarity[begin + j], block.scale);

@@ -1,0 +1,94 @@
+"""What every test runs under: poisoned memory, two threads, and no backend skipped in silence."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+# Read when OpenMP starts: on a machine whose cores are shared, threads that spin while they wait
+# make the suite many times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from torch import Tensor
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--without-native",
+        action="store_true",
+        help="skip the cpu backend where the native library is missing, instead of failing",
+    )
+
+
+def _available() -> list[str]:
+    try:
+        return list(importlib.import_module("grainrank.cpu").instruction_sets())
+    except ImportError:
+        return []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not _available() and not config.getoption("without_native"):
+        raise pytest.UsageError(
+            "the native library grainrank._native did not load, so the whole cpu backend would be "
+            "skipped; build it (pip install -e .), or pass --without-native"
+        )
+
+
+def _poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(make)
+    def wrapper(*args: Any, **kwargs: Any) -> Tensor:
+        tensor = make(*args, **kwargs)
+        with torch.no_grad():
+            if tensor.dtype.is_floating_point:
+                return tensor.fill_(torch.nan)
+            return tensor.fill_(True) if tensor.dtype == torch.bool else tensor.fill_(-99)
+
+    return wrapper
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody wrote reads as NaN (integers: -99)."""
+    for owner, names in (
+        (torch, ("empty", "empty_like", "empty_strided")),
+        (torch.Tensor, ("new_empty", "new_empty_strided")),
+    ):
+        for name in names:
+            monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.hookimpl(trylast=True)  # the innermost loop: what its tests share is computed once
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "instruction_set" in metafunc.fixturenames:
+        metafunc.parametrize("instruction_set", _available(), indirect=True)
+
+
+@pytest.fixture
+def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The cpu backend runs on this instruction set while the test lasts; all that there are."""
+    name: str = request.param
+    monkeypatch.setattr("grainrank.cpu.instruction_sets", lambda: [name])
+    return name
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "cpu" and not _available():
+        pytest.skip("the native library did not load (--without-native)")
+    name: str = request.param
+    return name

@@ -1,0 +1,154 @@
+"""The C++ passes over one row block, by themselves: chunk borders, strides, ties, level kinds."""
+
+from __future__ import annotations
+
+import definition
+import pytest
+import torch
+from definition import wide
+from three_ways import DIFFERENTIABLE, upstream
+from torch import Tensor
+
+from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource, reference
+from grainrank.sweep import TableGradientSet, TableSet
+from grainrank.testing import Draw, Shape, assert_accurate, make_dense_levels, make_inputs
+
+cpu = pytest.importorskip("grainrank.cpu")
+
+N, START, ROWS = 9, 2, 5  # a block in the middle of a batch of N queries
+COLUMNS = [1, 7, 15, 16, 17, 65, 1003, 1023, 1024, 1025, 2049, 2500]
+KINDS = ["diagonal", "prefix", "count", "dense2", "dense8", "dense15", "prefix+ids", "diagonal+ids"]
+SCALE = 5.0
+
+
+def source(kind: str, m: int) -> LevelSource:
+    base, _, ids = kind.partition("+")
+    keys = make_inputs(Shape(N, m, 4, 3), seed=m, unknown=0.2)[2:]
+    levels: LevelSource = Diagonal()
+    if base in ("prefix", "count"):
+        levels = GrainKeys(*keys, match=base)  # type: ignore[arg-type]
+    elif base.startswith("dense"):
+        max_level = int(base[5:])
+        levels = DenseLevels(make_dense_levels(Shape(N, m, 4), max_level, seed=m), max_level)
+    if ids:
+        generator = torch.Generator().manual_seed(m)
+        levels = levels.exclude(
+            torch.randint(7, (N,), generator=generator), torch.randint(7, (m,), generator=generator)
+        )
+    return levels
+
+
+def block(m: int, dtype: torch.dtype, ties: bool = False) -> Tensor:
+    """Similarities [ROWS, m]: a view into wider rows whose rest is NaN."""
+    generator = torch.Generator().manual_seed(m)
+    values = torch.randn(ROWS, m, generator=generator, dtype=torch.float64)
+    memory = torch.full((ROWS + 1, m + 19), torch.nan, dtype=dtype)
+    memory[:ROWS, :m] = (values * 2).round() / 2 if ties else values
+    return memory[:ROWS, :m]
+
+
+def run_tables(s: Tensor, levels: LevelSource, name: str, full: bool = True) -> TableSet:
+    out = TableSet.empty(ROWS, levels.max_level, s.dtype, s.device, full)
+    cpu.CpuPasses(levels, torch.tensor(SCALE, dtype=s.dtype), name).tables(s, START, out)
+    return out
+
+
+def logits(s: Tensor) -> tuple[Tensor, definition.Array]:
+    """In the dtype of s, and in 80 bits."""
+    return s * SCALE, wide(s) * wide(SCALE)
+
+
+def draw(name: str, actual: Tensor, expected: Tensor, truth: definition.Array) -> None:
+    high, low = definition.narrow(truth)
+    assert_accurate(name, Draw(actual, expected, high, low))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("m", COLUMNS, ids=lambda m: f"M{m}")
+def test_tables_and_gradients(m: int, kind: str, dtype: torch.dtype, instruction_set: str) -> None:
+    if m < N and kind.startswith("diagonal"):
+        m += N
+    levels = source(kind, m)
+    level = levels.block(START, START + ROWS, m)
+    s = block(m, dtype)
+    z, exact = logits(s)
+    truth = definition.tables(exact, level.numpy(), levels.max_level)
+    expected = reference.level_tables(z, level, levels.max_level)
+    got = run_tables(s, levels, instruction_set)
+    there = got.count > 0
+    for name in ("count", "highest_at", "lowest_at"):
+        assert getattr(got, name).tolist() == truth[name].tolist(), name
+    for name in DIFFERENTIABLE:
+        here = there.clone()
+        if name == "neg_lse":
+            here[:, 0] = False
+        actual = getattr(got, name)
+        assert (actual[~here] == getattr(expected, name)[~here]).all(), name
+        draw(name, actual[here], getattr(expected, name)[here], truth[name][here.numpy()])
+    short = run_tables(s, levels, instruction_set, full=False)
+    assert torch.equal(short.count, got.count)
+    draw("lse", short.lse[there], expected.lse[there], truth["lse"][there.numpy()])
+
+    every = {name: upstream(i, *got.lse.shape) * there for i, name in enumerate(DIFFERENTIABLE)}
+    every["neg_lse"][:, 0] = 0
+    for given in (["lse"], ["lse", "total"], ["lse", "neg_lse"], list(DIFFERENTIABLE)):
+        d = {name: every[name].to(dtype) for name in given}
+        g = s.clone(memory_format=torch.preserve_format)
+        passes = cpu.CpuPasses(levels, torch.tensor(SCALE, dtype=dtype), instruction_set)
+        passes.gradients_(g, START, got, TableGradientSet(**d))
+        zero = torch.zeros_like(every["lse"])
+        factors = {name: wide(d.get(name, zero)) for name in DIFFERENTIABLE}
+        draw(
+            "+".join(given),
+            g,
+            reference.pair_gradient(z, level, expected, reference.TableGradients(**d)),
+            definition.table_gradient(exact, level.numpy(), factors),
+        )
+        assert (g[level < 0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("m", [17, 1025, 2500], ids=lambda m: f"M{m}")
+def test_of_equal_logits_the_first_column_counts(
+    m: int, dtype: torch.dtype, instruction_set: str
+) -> None:
+    levels = source("dense2", m)
+    s = block(m, dtype, ties=True)
+    truth = definition.tables(logits(s)[1], levels.block(START, START + ROWS, m).numpy(), 2)
+    got = run_tables(s, levels, instruction_set)
+    assert got.highest_at is not None
+    assert got.lowest_at is not None
+    assert got.highest_at.tolist() == truth["highest_at"].tolist()
+    assert got.lowest_at.tolist() == truth["lowest_at"].tolist()
+
+
+def test_nothing_beside_the_block_is_touched(instruction_set: str) -> None:
+    levels = source("prefix", 65)
+    s = block(65, torch.float32)
+    memory = s.as_strided((ROWS + 1, s.stride(0)), s.stride())
+    got = run_tables(s, levels, instruction_set)
+    d = TableGradientSet(*(torch.ones_like(got.lse) for _ in range(5)))
+    cpu.CpuPasses(levels, torch.tensor(SCALE), instruction_set).gradients_(s, START, got, d)
+    assert s.isfinite().all()
+    assert memory[:ROWS, 65:].isnan().all()
+    assert memory[ROWS:].isnan().all()
+
+
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0, 2000.0])
+def test_logits_close_together_and_far_apart(spread: float, instruction_set: str) -> None:
+    """Rows may change from one regime to the other between chunks."""
+    m = 2500
+    levels = source("dense8", m)
+    level = levels.block(START, START + ROWS, m)
+    s = block(m, torch.float32)
+    s[1:, 1500:] *= spread
+    s[2:, 300:] += spread
+    s[3:, 2100:] -= 3 * spread
+    z, exact = logits(s)
+    truth = definition.tables(exact, level.numpy(), 8)
+    expected = reference.level_tables(z, level, 8)
+    for full in (True, False):
+        got = run_tables(s, levels, instruction_set, full).lse
+        for row in range(ROWS):
+            draw(f"lse of row {row}", got[row], expected.lse[row], truth["lse"][row])
