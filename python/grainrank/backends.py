@@ -103,11 +103,17 @@ def _reference_tables(batch: Batch) -> tuple[reference.Tables, Tensor]:
     return reference.level_tables(z, level, batch.levels.max_level), level
 
 
+def _table_set(values: reference.Tables, full: bool) -> TableSet:
+    if full:
+        return TableSet(*values)
+    return TableSet(values.lse, None, None, values.count, None, None, None, None)
+
+
 def tables(batch: Batch, backend: str, full: bool) -> TableSet:
     """The tables of every row."""
     if resolve(backend, batch.queries.device) == "cpu":
         return sweep_tables(batch, _passes(batch), full)
-    return TableSet(*_reference_tables(batch)[0])
+    return _table_set(_reference_tables(batch)[0], full)
 
 
 def gradients(
@@ -136,10 +142,9 @@ def _reference_gradients(
         reference.TableGradients(*d_tables),
         batch.normalize,
     )
-    empty = d_queries.new_empty(0)
     return (
-        d_queries if needs.queries else empty,
-        d_candidates if needs.candidates else empty,
+        d_queries if needs.queries else d_queries.new_empty(0),
+        d_candidates if needs.candidates else d_candidates.new_empty(0),
         d_scale,
     )
 
@@ -160,12 +165,11 @@ def multi_level_nce(
         )
     values, level = _reference_tables(batch)
     losses, d_lse = reference.multi_level_nce(values, level_weights, positives, negatives)
-    saved = TableSet(*values)
+    saved = _table_set(values, full)
     if needs.any():
         return (
             losses,
             saved,
             _reference_gradients(batch, level, saved, TableGradientSet(d_lse), needs),
         )
-    empty = losses.new_empty(0)
-    return losses, saved, (empty, empty, losses.new_zeros(()))
+    return losses, saved, (losses.new_empty(0), losses.new_empty(0), losses.new_zeros(()))
