@@ -73,8 +73,7 @@ def multi_level_ranking_loss(
     nan: NanPolicy = "propagate",
     return_stats: bool = False,
 ) -> Any:
-    """In-batch multi-level ranking loss: candidates are ranked by how many grains they share with
-    the query.
+    """In-batch multi-level ranking loss: rank candidates by the grains they share with the query.
 
     For row i with logits `z_ij` and levels `y_ij`, and level weights `w_k`:
 
@@ -127,8 +126,8 @@ def multi_level_ranking_loss(
         >>> texts = torch.randn(4, 8, generator=generator, requires_grad=True)
         >>> images = torch.randn(4, 8, generator=generator)
         >>> grains = torch.tensor([[0, 0], [0, 1], [1, 2], [1, 2]])  # coarse to fine
-        >>> loss = multi_level_ranking_loss(texts, images, GrainKeys(grains, grains),
-        temperature=0.1)
+        >>> levels = GrainKeys(grains, grains)
+        >>> loss = multi_level_ranking_loss(texts, images, levels, temperature=0.1)
         >>> loss.backward()
         >>> texts.grad.shape
         torch.Size([4, 8])
@@ -162,8 +161,7 @@ def multi_level_ranking_loss(
             loss = loss / rows_with_positive(tables.count).clamp_min(1)
     if not return_stats:
         return loss
-    assert tables.total is not None
-    stats = loss_statistics(tables.lse, tables.total, tables.count, scale, positives, negatives)
+    stats = loss_statistics(tables, scale, positives, negatives)
     return loss, stats
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from . import autograd
 from .backends import Backend, check_backend
 from .heads import level_losses
 from .levels import LevelSource, as_source
+from .sweep import TableSet
 from .validation import check_embeddings, check_scale, check_workspace
 
 
@@ -99,12 +100,13 @@ class LossStatistics(NamedTuple):
 
 
 def loss_statistics(
-    lse: Tensor, total: Tensor, count: Tensor, scale: Tensor, positives: str, negatives: str
+    tables: TableSet, scale: Tensor, positives: str, negatives: str
 ) -> LossStatistics:
     """From the tables of the batch.
 
     Adjacent: next to each other among the levels that the row has.
     """
+    lse, total, count = tables.lse, cast(Tensor, tables.total), tables.count
     with torch.no_grad():
         level_loss, level_rows = level_losses(lse, count, positives, negatives)
         pairs = count.sum(dim=0)

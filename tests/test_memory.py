@@ -1,0 +1,149 @@
+"""The matrix is never stored: every allocation of a step is looked at, and the process's peak."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from grainrank import (
+    DenseLevels,
+    GrainKeys,
+    LevelSource,
+    level_statistics,
+    multi_level_ranking_loss,
+)
+
+N, D, K = 1500, 16, 3
+WORKSPACE_MB = 0.5
+MATRIX = N * N  # bytes, if a pair took one; the tables and inputs are far smaller
+
+
+def allocations(run: Any) -> list[int]:
+    """Bytes of every allocation that torch makes, frees as negative numbers, in order."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        run()
+    return [
+        e.extra_fields.alloc_size
+        for e in _walk(recorded.profiler.kineto_results.experimental_event_tree())
+        if hasattr(e.extra_fields, "alloc_size")
+    ]
+
+
+def _walk(events: Any) -> Any:
+    """All events of the tree, by start time."""
+    stack, found = list(events), []
+    while stack:
+        event = stack.pop()
+        found.append(event)
+        stack.extend(event.children)
+    return sorted(found, key=lambda event: event.start_time_ns)
+
+
+def peak(sizes: list[int]) -> int:
+    live = highest = 0
+    for size in sizes:
+        live += size
+        highest = max(highest, live)
+    return highest
+
+
+def sources() -> dict[str, LevelSource | None]:
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(0, 9, (N, K), generator=generator)
+    ids = torch.arange(N)
+    return {
+        "diagonal": None,
+        "prefix": GrainKeys(keys, keys),
+        "count+exclude": GrainKeys(keys, keys, "count").exclude(ids, ids),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "none", "tables"])
+@pytest.mark.parametrize("source", ["diagonal", "prefix", "count+exclude"])
+def test_no_allocation_of_the_size_of_the_matrix(
+    source: str, reduction: str, dtype: torch.dtype
+) -> None:
+    levels = sources()[source]
+    generator = torch.Generator().manual_seed(1)
+    q, c = (torch.randn(N, D, generator=generator, dtype=dtype).requires_grad_() for _ in range(2))
+
+    def step() -> None:
+        if reduction == "tables":
+            tables = level_statistics(q, c, levels, temperature=0.1, workspace_mb=WORKSPACE_MB)
+            tables.total.mean().backward()
+            return
+        multi_level_ranking_loss(
+            q, c, levels, temperature=0.1, workspace_mb=WORKSPACE_MB, return_stats=True,
+            reduction=reduction,
+        )[0].sum().backward()  # fmt: skip
+
+    step()
+    q.grad = c.grad = None
+    sizes = allocations(step)
+    workspace = int(WORKSPACE_MB * 2**20)
+    assert sizes, "the profiler saw nothing"
+    assert any(size > 0.9 * workspace for size in sizes), "the workspace is among them"
+    assert max(sizes) <= workspace
+    assert workspace < MATRIX / 2
+    # Candidates, both gradients twice (saved, and as returned), and 8 tables: all O(N (D + L)).
+    assert peak(sizes) <= workspace + N * (6 * D + 40 * (K + 1)) * 4
+
+
+def test_the_reference_does_store_it() -> None:
+    """So the measurement above would see it."""
+    q = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    sizes = allocations(
+        lambda: multi_level_ranking_loss(q, q, temperature=0.1, backend="reference").backward()
+    )
+    assert max(sizes) >= 4 * N * N
+
+
+def test_dense_levels_are_not_widened() -> None:
+    levels = DenseLevels(torch.zeros(N, N, dtype=torch.int8).fill_diagonal_(1), 1)
+    q = torch.randn(N, D, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    sizes = allocations(
+        lambda: multi_level_ranking_loss(
+            q, q, levels, temperature=0.1, workspace_mb=WORKSPACE_MB
+        ).backward()
+    )
+    assert max(sizes) <= WORKSPACE_MB * 2**20
+
+
+CHILD = """
+from pathlib import Path
+import torch
+from grainrank import GrainKeys, multi_level_ranking_loss
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(x.split()[1]) * 1024 for x in lines if x.startswith(field + ":"))
+
+def step(n):
+    q, c = (torch.randn(n, 64, requires_grad=True) for _ in range(2))
+    keys = torch.randint(0, 50, (n, 3))
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident
+    before = status("VmRSS")
+    levels = GrainKeys(keys, keys)
+    multi_level_ranking_loss(q, c, levels, temperature=0.1, workspace_mb=8).backward()
+    return status("VmHWM") - before
+
+torch.set_num_threads(2)
+step(256)
+print(step(8192))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_of_the_process() -> None:
+    """N = M = 8192: the matrix would take 256 MiB, what the step needs is about 8 + 6 * 2 MiB."""
+    result = subprocess.run(
+        [sys.executable, "-c", CHILD], check=True, capture_output=True, text=True
+    )
+    assert json.loads(result.stdout) < 64 * 2**20
