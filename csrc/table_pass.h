@@ -11,8 +11,12 @@ namespace GRAINRANK_ISA {
 
 GRAINRANK_INLINE float scalar_exp(float x) { return expf(x); }
 GRAINRANK_INLINE double scalar_exp(double x) { return ::exp(x); }
-GRAINRANK_INLINE float scalar_log(float x) { return logf(x); }
-GRAINRANK_INLINE double scalar_log(double x) { return ::log(x); }
+
+// log(factor * sum) for factor = exp(shift), rounded once.
+template <class T>
+GRAINRANK_INLINE T shifted_log(T sum, T shift) {
+    return static_cast<T>(::log(static_cast<double>(sum)) + static_cast<double>(shift));
+}
 
 // Logits of a row are close when they differ by at most this: exp of the difference is far from
 // underflow, and the logarithm of a sum of such exponentials is no larger than the logits
@@ -51,12 +55,12 @@ class RowTables {
         for (int l = 0; l < size(); ++l) {
             const int64_t at = row * levels_ + l;
             const bool empty = count_[l] == 0;
-            out.lse[at] = empty ? T(kEmpty) : highest_[l] + scalar_log(sum_[l]);
+            out.lse[at] = empty ? T(kEmpty) : shifted_log(sum_[l], highest_[l]);
             out.count[at] = count_[l];
             if constexpr (kFull) {
                 const bool no_negative = empty || l == 0;
                 out.neg_lse[at] =
-                    no_negative ? T(kEmpty) : scalar_log(negative_sum_[l]) - lowest_[l];
+                    no_negative ? T(kEmpty) : shifted_log(negative_sum_[l], -lowest_[l]);
                 out.total[at] = total_[l];
                 out.highest[at] = highest_[l];
                 out.lowest[at] = lowest_[l];

@@ -18,7 +18,7 @@ RULES = [(p, n) for p in ("exact", "at_least") for n in ("lower", "unrelated")]
 
 def draws(shape: Shape) -> int:
     """The results that are scalars need many, see `grainrank.testing`."""
-    return 12 if shape.N * shape.M < 10_000 else 6
+    return 12 if shape.N * shape.M < 10_000 else 6 if shape.N * shape.M < 100_000 else 4
 
 
 def batch(shape: Shape, dtype: torch.dtype, seed: int, dense: int) -> tuple[Inputs, LevelSource]:
@@ -50,12 +50,12 @@ def test_every_shape(shape: Shape, dtype: torch.dtype, instruction_set: str) -> 
     rules = RULES[turn % 4]
     reduction = ("mean", "none")[(turn + list(DTYPES.values()).index(dtype)) % 2]
     normalize = turn % 3 > 0
-    scale = 8.0 if normalize else 0.1
+    scale = 4.0 if normalize else 4.0 / (shape.D * (shape.K + 1))
     check(shape, dtype, LossOptions(*rules, normalize, reduction, scale))
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("rules", RULES, ids="-".join)
 def test_every_rule(
     rules: tuple[str, str], reduction: str, dtype: torch.dtype, instruction_set: str
@@ -66,5 +66,11 @@ def test_every_rule(
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 @pytest.mark.parametrize("max_level", [1, 8, 15])
 def test_dense_levels(max_level: int, dtype: torch.dtype, instruction_set: str) -> None:
-    for rules in RULES[::3]:
-        check(Shape(65, 131, 24), dtype, LossOptions(*rules), dense=max_level)
+    rules = RULES[max_level % 4]
+    check(Shape(65, 131, 24), dtype, LossOptions(*rules), dense=max_level)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+def test_confident_positives(dtype: torch.dtype, instruction_set: str) -> None:
+    """Losses far below 1: `1 - p` of a confident positive would have no digits left."""
+    check(Shape(65, 63, 24, 1), dtype, LossOptions(reduction="none", scale=60.0))

@@ -90,9 +90,12 @@ def multi_level_nce_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The loss of each row `[R]`, and its gradient in `lse` `[R, L + 1]`, without autograd.
 
+    Computed in float64: the tables are small, and what is rounded here is rounded for a whole row.
+
     With `s_k = sigmoid(LSE(N_k) - LSE(P_k))`, level l of `N_k` gets `w_k s_k exp(lse_l - LSE(N_k))`
     and level l of `P_k` gets `-w_k s_k exp(lse_l - LSE(P_k))`.
     """
+    dtype, lse = lse.dtype, lse.double()
     loss = lse.new_zeros(lse.shape[0])
     d_lse = torch.zeros_like(lse)
     for term in _terms(lse, count, positives, negatives):
@@ -103,7 +106,7 @@ def multi_level_nce_gradient(
         n, p = term.negatives, term.positives
         d_lse[:, n] += slope[:, None] * torch.exp(lse[:, n] - term.lse_negatives[:, None])
         d_lse[:, p] -= slope[:, None] * torch.exp(lse[:, p] - term.lse_positives[:, None])
-    return loss, d_lse
+    return loss.to(dtype), d_lse.to(dtype)
 
 
 def level_losses(
