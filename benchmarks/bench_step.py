@@ -22,20 +22,11 @@ ROUNDS = 5
 
 def check(step: Step) -> None:
     """The providers agree before anybody times them."""
-    _, *expected = gradients(
-        eager, Step(*(t.detach().double() for t in _leaves(step)), *_keys(step))
-    )
+    q, c = (t.detach().double().requires_grad_() for t in (step.queries, step.candidates))
+    _, *expected = gradients(eager, Step(q, c, step.query_keys, step.candidate_keys))
     _, *actual = gradients(fused, step)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-5 * float(e.abs().max()))
-
-
-def _leaves(step: Step) -> list[torch.Tensor]:
-    return [step.queries, step.candidates]
-
-
-def _keys(step: Step) -> list[torch.Tensor]:
-    return [step.query_keys, step.candidate_keys]
 
 
 def interleave(providers: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
