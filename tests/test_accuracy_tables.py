@@ -114,7 +114,8 @@ def check(shape: Shape, dtype: torch.dtype, options: LossOptions, dense: int = 0
 @pytest.mark.parametrize(("shape", "dtype"), CASES)
 def test_every_shape(shape: Shape, dtype: torch.dtype, instruction_set: str) -> None:
     normalize = SHAPES.index(shape) % 3 > 0
-    check(shape, dtype, LossOptions(normalize=normalize, scale=8.0 if normalize else 0.1))
+    scale = 4.0 if normalize else 4.0 / (shape.D * (shape.K + 1))
+    check(shape, dtype, LossOptions(normalize=normalize, scale=scale))
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())

@@ -9,48 +9,18 @@ from definition import wide
 from three_ways import DIFFERENTIABLE, upstream
 from torch import Tensor
 
-from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource, reference
-from grainrank.sweep import TableGradientSet, TableSet
-from grainrank.testing import Draw, Shape, assert_accurate, make_dense_levels, make_inputs
+from grainrank import reference
+from grainrank.sweep import TableGradientSet
+from grainrank.testing import Draw, assert_accurate
 
-cpu = pytest.importorskip("grainrank.cpu")
+pytest.importorskip("grainrank.cpu")
 
-N, START, ROWS = 9, 2, 5  # a block in the middle of a batch of N queries
+from row_block import ROWS, SCALE, START, N, block, run_tables, source
+
+from grainrank.cpu import CpuPasses
+
 COLUMNS = [1, 7, 15, 16, 17, 65, 1003, 1023, 1024, 1025, 2049, 2500]
 KINDS = ["diagonal", "prefix", "count", "dense2", "dense8", "dense15", "prefix+ids", "diagonal+ids"]
-SCALE = 5.0
-
-
-def source(kind: str, m: int) -> LevelSource:
-    base, _, ids = kind.partition("+")
-    keys = make_inputs(Shape(N, m, 4, 3), seed=m, unknown=0.2)[2:]
-    levels: LevelSource = Diagonal()
-    if base in ("prefix", "count"):
-        levels = GrainKeys(*keys, match=base)  # type: ignore[arg-type]
-    elif base.startswith("dense"):
-        max_level = int(base[5:])
-        levels = DenseLevels(make_dense_levels(Shape(N, m, 4), max_level, seed=m), max_level)
-    if ids:
-        generator = torch.Generator().manual_seed(m)
-        levels = levels.exclude(
-            torch.randint(7, (N,), generator=generator), torch.randint(7, (m,), generator=generator)
-        )
-    return levels
-
-
-def block(m: int, dtype: torch.dtype, ties: bool = False) -> Tensor:
-    """Similarities [ROWS, m]: a view into wider rows whose rest is NaN."""
-    generator = torch.Generator().manual_seed(m)
-    values = torch.randn(ROWS, m, generator=generator, dtype=torch.float64)
-    memory = torch.full((ROWS + 1, m + 19), torch.nan, dtype=dtype)
-    memory[:ROWS, :m] = (values * 2).round() / 2 if ties else values
-    return memory[:ROWS, :m]
-
-
-def run_tables(s: Tensor, levels: LevelSource, name: str, full: bool = True) -> TableSet:
-    out = TableSet.empty(ROWS, levels.max_level, s.dtype, s.device, full)
-    cpu.CpuPasses(levels, torch.tensor(SCALE, dtype=s.dtype), name).tables(s, START, out)
-    return out
 
 
 def logits(s: Tensor) -> tuple[Tensor, definition.Array]:
@@ -95,7 +65,7 @@ def test_tables_and_gradients(m: int, kind: str, dtype: torch.dtype, instruction
     for given in (["lse"], ["lse", "total"], ["lse", "neg_lse"], list(DIFFERENTIABLE)):
         d = {name: every[name].to(dtype) for name in given}
         g = s.clone(memory_format=torch.preserve_format)
-        passes = cpu.CpuPasses(levels, torch.tensor(SCALE, dtype=dtype), instruction_set)
+        passes = CpuPasses(levels, torch.tensor(SCALE, dtype=dtype), instruction_set)
         passes.gradients_(g, START, got, TableGradientSet(**d))
         zero = torch.zeros_like(every["lse"])
         factors = {name: wide(d.get(name, zero)) for name in DIFFERENTIABLE}
@@ -129,7 +99,7 @@ def test_nothing_beside_the_block_is_touched(instruction_set: str) -> None:
     memory = s.as_strided((ROWS + 1, s.stride(0)), s.stride())
     got = run_tables(s, levels, instruction_set)
     d = TableGradientSet(*(torch.ones_like(got.lse) for _ in range(5)))
-    cpu.CpuPasses(levels, torch.tensor(SCALE), instruction_set).gradients_(s, START, got, d)
+    CpuPasses(levels, torch.tensor(SCALE), instruction_set).gradients_(s, START, got, d)
     assert s.isfinite().all()
     assert memory[:ROWS, 65:].isnan().all()
     assert memory[ROWS:].isnan().all()

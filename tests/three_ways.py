@@ -26,7 +26,7 @@ class LossOptions:
     negatives: str = "lower"
     normalize: bool = True
     reduction: str = "mean"
-    scale: float = 8.0
+    scale: float = 4.0
 
     def id(self) -> str:
         kind = "unit" if self.normalize else "dot"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _native  # type: ignore[attr-defined]
-from .levels import LevelSource, level_range_error
+from .levels import LevelSource, check_level_range, level_range_error
 from .sweep import TableGradientSet, TableSet
 
 _INT32 = torch.iinfo(torch.int32)
@@ -133,7 +133,7 @@ class CpuPasses:
 
 
 def _dense(levels: Tensor, max_level: int) -> Tensor:
-    """int8 `[N, M]`, contiguous. A wider dtype is checked first: 256 would wrap to 0."""
-    if levels.dtype != torch.int8 and bool(((levels < -1) | (levels > max_level)).any()):
-        raise level_range_error(max_level)
+    """int8 `[N, M]`, contiguous. Another dtype is checked first: 256 would wrap to 0."""
+    if levels.dtype != torch.int8:
+        check_level_range(levels, max_level)
     return levels.to(torch.int8).contiguous()

@@ -201,8 +201,7 @@ class DenseLevels(LevelSource):
         self, start: int, stop: int, num_candidates: int, device: torch.device | None = None
     ) -> Tensor:
         block = self.tensors[0][start:stop]
-        if bool(((block < -1) | (block > self.max_level)).any()):
-            raise level_range_error(self.max_level)
+        check_level_range(block, self.max_level)
         return block.to(torch.int8)
 
 
@@ -260,6 +259,13 @@ def as_source(levels: LevelSource | None) -> LevelSource:
             f"or a matrix as DenseLevels(levels)"
         )
     return levels
+
+
+def check_level_range(levels: Tensor, max_level: int) -> None:
+    """Raises for a level below -1 or above L, before a conversion to int8 could wrap it."""
+    low, high = levels.aminmax()  # not `levels < -1`: in uint8 that is `levels < 255`
+    if int(low) < -1 or int(high) > max_level:
+        raise level_range_error(max_level)
 
 
 def level_range_error(max_level: int) -> ValueError:

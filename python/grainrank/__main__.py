@@ -1,0 +1,27 @@
+"""`python -m grainrank`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ._version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns its exit code."""
+    from .demo.main import add_parser as add_demo
+
+    parser = argparse.ArgumentParser(
+        prog="grainrank", description="In-batch multi-level ranking loss for embedding models."
+    )
+    parser.add_argument("--version", action="version", version=f"grainrank {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    add_demo(commands)
+    arguments = parser.parse_args(argv)
+    return int(arguments.run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

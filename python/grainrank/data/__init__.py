@@ -1,0 +1,1 @@
+"""Real data sets whose labels come in several grains."""

@@ -1,0 +1,46 @@
+"""One row block for the C++ passes: its similarities, its levels, and the tables of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource
+from grainrank.cpu import CpuPasses
+from grainrank.sweep import TableSet
+from grainrank.testing import Shape, make_dense_levels, make_inputs
+
+N, START, ROWS = 9, 2, 5  # a block in the middle of a batch of N queries
+SCALE = 5.0
+
+
+def source(kind: str, m: int) -> LevelSource:
+    base, _, ids = kind.partition("+")
+    keys = make_inputs(Shape(N, m, 4, 3), seed=m, unknown=0.2)[2:]
+    levels: LevelSource = Diagonal()
+    if base in ("prefix", "count"):
+        levels = GrainKeys(*keys, match=base)  # type: ignore[arg-type]
+    elif base.startswith("dense"):
+        max_level = int(base[5:])
+        levels = DenseLevels(make_dense_levels(Shape(N, m, 4), max_level, seed=m), max_level)
+    if ids:
+        generator = torch.Generator().manual_seed(m)
+        levels = levels.exclude(
+            torch.randint(7, (N,), generator=generator), torch.randint(7, (m,), generator=generator)
+        )
+    return levels
+
+
+def block(m: int, dtype: torch.dtype, ties: bool = False) -> Tensor:
+    """Similarities [ROWS, m]: a view into wider rows whose rest is NaN."""
+    generator = torch.Generator().manual_seed(m)
+    values = torch.randn(ROWS, m, generator=generator, dtype=torch.float64)
+    memory = torch.full((ROWS + 1, m + 19), torch.nan, dtype=dtype)
+    memory[:ROWS, :m] = (values * 2).round() / 2 if ties else values
+    return memory[:ROWS, :m]
+
+
+def run_tables(s: Tensor, levels: LevelSource, name: str, full: bool = True) -> TableSet:
+    out = TableSet.empty(ROWS, levels.max_level, s.dtype, s.device, full)
+    CpuPasses(levels, torch.tensor(SCALE, dtype=s.dtype), name).tables(s, START, out)
+    return out

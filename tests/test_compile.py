@@ -1,0 +1,103 @@
+"""`torch.compile(fullgraph=True)`: the compiled step equals the eager one, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor
+
+from grainrank import (
+    DenseLevels,
+    GrainKeys,
+    MultiLevelRankingLoss,
+    level_statistics,
+    multi_level_ranking_loss,
+)
+from grainrank.testing import Shape, make_dense_levels, make_inputs
+
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def step_mean(q: Tensor, c: Tensor, scale: Tensor, q_keys: Tensor, c_keys: Tensor) -> Tensor:
+    loss: Tensor = multi_level_ranking_loss(
+        q * 2, c, GrainKeys(q_keys, c_keys), logit_scale=scale.exp()
+    )
+    return loss * 3
+
+
+def step_none(q: Tensor, c: Tensor, scale: Tensor, q_keys: Tensor, c_keys: Tensor) -> Tensor:
+    levels = GrainKeys(q_keys, c_keys).exclude(q_keys[:, -1], c_keys[:, 0])
+    loss: Tensor = multi_level_ranking_loss(
+        q, c, levels, temperature=scale, reduction="none", positives="at_least"
+    )
+    return (loss * torch.arange(len(loss))).sum()
+
+
+def step_statistics(q: Tensor, c: Tensor, scale: Tensor, q_keys: Tensor, c_keys: Tensor) -> Tensor:
+    stats = level_statistics(q, c, GrainKeys(q_keys, c_keys), logit_scale=scale)
+    gap = (stats.highest[:, 0] - stats.lowest[:, -1]) * (stats.count[:, -1] > 0)
+    return gap.relu().sum() + (stats.lse[:, 0] + stats.total[:, 0]).sin().sum()
+
+
+def inputs(shape: Shape) -> tuple[Tensor, ...]:
+    q, c, *keys = make_inputs(shape, seed=shape.N)
+    scale = torch.tensor(1.5)
+    return q.requires_grad_(), c.requires_grad_(), scale.requires_grad_(), *keys
+
+
+def run(step: Step, shape: Shape) -> list[Tensor]:
+    args = inputs(shape)
+    loss = step(*args)
+    loss.backward()
+    return [loss.detach(), *(x.grad for x in args[:3] if x.grad is not None)]
+
+
+@pytest.mark.parametrize(
+    ("step", "compiler"),
+    [(step_mean, "inductor"), (step_none, "aot_eager"), (step_statistics, "aot_eager")],
+)
+def test_steps(step: Step, compiler: str) -> None:
+    compiled = torch.compile(step, fullgraph=True, backend=compiler)
+    expected, got = run(step, Shape(33, 40, 16, 3)), run(compiled, Shape(33, 40, 16, 3))
+    assert len(got) == 4
+    for a, b in zip(expected, got, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_dynamic_shapes_do_not_compile_again() -> None:
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(step_mean, fullgraph=True, dynamic=True, backend=counter)
+    frames = set()
+    for shape in (Shape(33, 40, 16, 3), Shape(65, 70, 16, 3), Shape(17, 130, 16, 3)):
+        for a, b in zip(run(step_mean, shape), run(compiled, shape), strict=True):
+            torch.testing.assert_close(a, b)
+        frames.add(counter.frame_count)
+    assert len(frames) == 1
+
+
+def test_reference_backend_and_module() -> None:
+    """Options, dense levels with a given L, and statistics, in one graph."""
+    loss = MultiLevelRankingLoss(temperature=0.2, backend="reference", return_stats=True)
+    shape = Shape(9, 12, 8)
+    q, c, *_ = make_inputs(shape)
+    dense = make_dense_levels(shape, 3)
+
+    def step(q: Tensor, c: Tensor, dense: Tensor) -> Any:
+        return loss(q, c, DenseLevels(dense, max_level=3))
+
+    expected, expected_stats = step(q, c, dense)
+    got, got_stats = torch.compile(step, fullgraph=True, backend="aot_eager")(q, c, dense)
+    torch.testing.assert_close(got, expected)
+    for a, b in zip(got_stats, expected_stats, strict=True):
+        torch.testing.assert_close(a, b)
