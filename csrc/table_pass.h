@@ -62,8 +62,10 @@ class RowTables {
                 out.neg_lse[at] =
                     no_negative ? T(kEmpty) : shifted_log(negative_sum_[l], -lowest_[l]);
                 out.total[at] = total_[l];
-                out.highest[at] = highest_[l];
-                out.lowest[at] = lowest_[l];
+                // Comparisons pass NaN over, sums do not.
+                const bool nan = total_[l] != total_[l];
+                out.highest[at] = nan ? total_[l] : highest_[l];
+                out.lowest[at] = nan ? total_[l] : lowest_[l];
                 out.highest_at[at] = highest_at_[l];
                 out.lowest_at[at] = lowest_at_[l];
             }

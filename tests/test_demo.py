@@ -11,7 +11,7 @@ import torch
 from grainrank.__main__ import main
 from grainrank.data import icd10
 from grainrank.demo import encoder, metrics, text, tfidf, training
-from grainrank.demo.recipes import INFONCE, INFONCE_EARLY, MULTI_LEVEL, methods, sweep
+from grainrank.demo.recipes import INFONCE, INFONCE_GRADED, MULTI_LEVEL, methods, sweep
 from grainrank.demo.training import Recipe, batch_loss, run_side_by_side
 
 CODES, TERMS = 48, 3
@@ -170,9 +170,10 @@ def test_a_failed_job_stops_the_others_and_restores_the_threads():
 
 
 def test_fewer_epochs_shorten_every_recipe():
-    assert [m.recipe.epochs for m in methods(3) if m.recipe] == [3, 3]
-    assert INFONCE.epochs == MULTI_LEVEL.epochs > INFONCE_EARLY.epochs
-    assert len({m.key for m in sweep(20)}) == len(sweep(20)) == 20
+    assert [m.recipe.epochs for m in methods(3) if m.recipe] == [3, 3, 3]
+    assert [m.recipe for m in methods(20) if m.recipe] == [INFONCE, INFONCE_GRADED, MULTI_LEVEL]
+    assert INFONCE.epochs == MULTI_LEVEL.epochs > INFONCE_GRADED.epochs
+    assert len({m.key for m in sweep(20)}) == len(sweep(20)) == 6 * (3 + 1)
 
 
 # The command

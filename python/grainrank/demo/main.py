@@ -63,25 +63,29 @@ def run(arguments: argparse.Namespace) -> int:
     found = results(data, runs, SPLITS)
     found["examples"] = {"rule": RULE, "queries": examples(data, runs)}
     found["seconds"] = round(time.monotonic() - start, 1)
-    _save(found, arguments.out)
+    saved = _save(found, arguments.out)
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:
         print(table(found, SPLITS), caption(found, SPLITS), sep="\n\n")
-        print(f"\nin {arguments.out}: {', '.join(sorted(p.name for p in arguments.out.iterdir()))}")
+        print(f"\nSaved in {arguments.out}: {', '.join(saved)}")
     return 0
 
 
-def _save(found: dict[str, Any], folder: Path) -> None:
+def _save(found: dict[str, Any], folder: Path) -> list[str]:
+    """Names of the files; the picture is left out, and said so, where matplotlib is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     labels = {key: found["methods"][key]["label"] for key in ("infonce", "multi_level")}
     text = examples_text(found["examples"]["queries"], labels)
     (folder / "examples.txt").write_text(text, encoding="utf-8")
+    saved = ["results.json", "examples.txt"]
     try:
         draw(found, folder / "grain_blindness.png")
     except ModuleNotFoundError as error:
         print(f"grainrank demo: no picture: {error}", file=sys.stderr)
+        return saved
+    return [*saved, "grain_blindness.png"]
 
 
 def _positive(text: str) -> int:

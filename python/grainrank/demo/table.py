@@ -53,9 +53,10 @@ def caption(results: dict[str, Any], splits: Sequence[str]) -> str:
         f"Percent, {spread}; {data['candidates']:,} candidates; {dropped} of the {queries:,} test "
         "queries dropped as nearly a training query (word Jaccard >= 0.8). nDCG counts a "
         "candidate's shared grains (0 to 4) as its gain: these are labels that InfoNCE and TF-IDF "
-        "are not given. What the multi-level loss improves is that graded order; it does not "
-        "raise recall beyond noise. The last three columns look at a method's own wrong top hits "
-        "only; results.json has the shares of all queries, too."
+        "are not given. What the multi-level loss improves is that graded order: expect no better "
+        "recall of it, differences of a point or two are noise of so few queries. The last three "
+        "columns look at a method's own wrong top hits only; results.json also has the shares of "
+        "all queries. Temperatures and epochs were chosen on validation queries (--tune)."
     )
     return textwrap.fill(text, 110)
 
