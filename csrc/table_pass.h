@@ -238,10 +238,13 @@ class RowTables {
     int64_t count_[kSlots], highest_at_[kSlots], lowest_at_[kSlots];
 };
 
-// Columns of a chunk: no more than 64 numbers are added into one lane before the lanes are added
-// up, as pairwise summation would; long sums in one lane lose the accuracy of short ones.
+// Columns of a chunk: no more than 64 numbers (32 without vectors) are added into one lane before
+// the lanes are added up, as pairwise summation would; long sums in one lane lose the accuracy of
+// short ones.
 template <class T>
-constexpr int64_t kTableChunk = 64 * Lanes<T>::kWidth < kChunk ? 64 * Lanes<T>::kWidth : kChunk;
+constexpr int64_t kLaneSums = Lanes<T>::kWidth == 1 ? 32 : 64 * Lanes<T>::kWidth;
+template <class T>
+constexpr int64_t kTableChunk = kLaneSums<T> < kChunk ? kLaneSums<T> : kChunk;
 
 template <class T, bool kFull, int kLevels>
 bool table_row(const Block<T>& block, const LevelArgs& levels, const Tables<T>& out, int64_t row) {

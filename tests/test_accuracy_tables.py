@@ -26,7 +26,7 @@ CASES = [pytest.param(s, d, id=s.id(d)) for s in SHAPES for d in DTYPES.values()
 
 
 def draws(shape: Shape) -> int:
-    return 6 if shape.N * shape.M < 10_000 else 3
+    return 6 if shape.N * shape.M < 1000 else 4 if shape.N * shape.M < 100_000 else 2
 
 
 def exact_logits(inputs: Inputs, options: LossOptions) -> Tensor:

@@ -16,7 +16,8 @@ from grainrank.testing import Shape, make_dense_levels, make_inputs
 SHAPE = Shape(5, 9, 4, 2)
 OPS = torch.ops.grainrank
 # The operators carry no gradient formula: autograd stands around them (grainrank/autograd.py).
-CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+CHECKS = ("test_schema", "test_faketensor")
+TRACED = (*CHECKS, "test_aot_dispatch_dynamic")  # slow: where the arguments differ in kind
 
 
 def spread(x: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ STRIDED = pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "
 @pytest.mark.parametrize("kind", ["diagonal", "prefix", "count", "dense", "ids"])
 def test_level_tables(kind: str, full: bool, strided: bool, backend: str) -> None:
     args = (*batch(kind, torch.float32, strided, backend), full)
-    opcheck(OPS.level_tables.default, args, test_utils=CHECKS)
+    opcheck(OPS.level_tables.default, args, test_utils=TRACED if full else CHECKS)
 
 
 @STRIDED
@@ -72,7 +73,8 @@ def test_level_tables_bwd(full: bool, needs: tuple[bool, ...], strided: bool, ba
     d = torch.ones(SHAPE.N, SHAPE.K + 1)
     d = spread(d) if strided else d
     d_tables = (d, d, None, d, d) if full else (d, None, None, None, None)
-    opcheck(OPS.level_tables_bwd.default, (*args, *tables, *d_tables, *needs), test_utils=CHECKS)
+    checks = TRACED if all(needs) else CHECKS
+    opcheck(OPS.level_tables_bwd.default, (*args, *tables, *d_tables, *needs), test_utils=checks)
 
 
 @STRIDED
@@ -81,7 +83,8 @@ def test_level_tables_bwd(full: bool, needs: tuple[bool, ...], strided: bool, ba
 def test_multi_level_nce(full: bool, needs: tuple[bool, ...], strided: bool, backend: str) -> None:
     args = batch("dense", torch.float32, strided, backend)
     head = (torch.ones(3), "exact", "lower", full)
-    opcheck(OPS.multi_level_nce.default, (*args, *head, *needs), test_utils=CHECKS)
+    checks = TRACED if all(needs) else CHECKS
+    opcheck(OPS.multi_level_nce.default, (*args, *head, *needs), test_utils=checks)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

@@ -144,7 +144,9 @@ def test_gradient_of_the_tables_by_finite_differences() -> None:
         assert float(slope) == pytest.approx(float(g[i, j]), abs=1e-8)
     options = LossOptions()
     got = table_step(inputs, levels, options, "reference", d_tables)
-    exact = definition.input_gradients(g, wide(inputs[0]), wide(inputs[1]), wide(8.0), True)
+    exact = definition.input_gradients(
+        g, wide(inputs[0]), wide(inputs[1]), wide(options.scale), True
+    )
     for name, expected in exact.items():
         torch.testing.assert_close(got[name], definition.narrow(expected)[0], **CLOSE, msg=name)
 
