@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from providers import Products, Step, eager, fused, gradients
+from providers import Products, Step, eager, fused, gradients, reference
 
 ROUNDS = 5
 
@@ -59,6 +59,7 @@ def bench_step(benchmark: Any, n: int, d: int, alternatives: bool) -> None:
     }
     if alternatives:
         compiled = torch.compile(eager)
+        providers["reference"] = lambda: gradients(reference, step)
         providers["eager"] = lambda: gradients(eager, step)
         providers["compiled"] = lambda: gradients(compiled, step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,11 +47,20 @@ class Step:
         )
 
 
-def fused(step: Step) -> Tensor:
+def _grainrank(step: Step, backend: Literal["cpu", "reference"]) -> Tensor:
     levels = GrainKeys(step.query_keys, step.candidate_keys)
-    return multi_level_ranking_loss(
-        step.queries, step.candidates, levels, temperature=TEMPERATURE, backend="cpu"
+    loss: Tensor = multi_level_ranking_loss(
+        step.queries, step.candidates, levels, temperature=TEMPERATURE, backend=backend
     )
+    return loss
+
+
+def fused(step: Step) -> Tensor:
+    return _grainrank(step, "cpu")
+
+
+def reference(step: Step) -> Tensor:
+    return _grainrank(step, "reference")
 
 
 def eager(step: Step) -> Tensor:
