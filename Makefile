@@ -19,7 +19,8 @@ native-test:
 	ctest --test-dir build/native --output-on-failure
 
 bench: $(VENV)/installed
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	mkdir -p build
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=build/bench.json
 
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .

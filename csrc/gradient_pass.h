@@ -38,8 +38,8 @@ class RowGradients {
             const auto here = level == V::splat_integer(l);
             lse = here ? lse_[l] : lse;
             d_lse = here ? d_lse_[l] : d_lse;
-            if constexpr (kFull) d_total = here ? d_total_[l] : d_total;
             if constexpr (kFull) {
+                d_total = here ? d_total_[l] : d_total;
                 neg_lse = here ? neg_lse_[l] : neg_lse;
                 d_neg_lse = here ? d_neg_lse_[l] : d_neg_lse;
             }

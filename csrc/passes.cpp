@@ -43,50 +43,47 @@ Status for_rows(const Block<T>& block, const LevelArgs& levels, const Values& va
         parallel_for(block.rows, kRowsPerPiece, block.num_threads, run_rows<T, Values>, &loop));
 }
 
-template <class T, int kLevels>
-Status tables_of(const Block<T>& block, const LevelArgs& levels, const Tables<T>& out) {
-    return for_rows<T, Tables<T>>(
-        block, levels, out,
-        out.neg_lse ? table_row<T, true, kLevels> : table_row<T, false, kLevels>);
+template <int kCount>
+struct Levels {
+    static constexpr int kLevels = kCount;
+};
+
+// Calls run with L + 1 as a constant where it is small, 0 where it is not.
+template <class Run>
+Status with_levels(int max_level, Run run) {
+    switch (max_level + 1) {
+        case 2:
+            return run(Levels<2>{});
+        case 3:
+            return run(Levels<3>{});
+        case 4:
+            return run(Levels<4>{});
+        case 5:
+            return run(Levels<5>{});
+        default:
+            return run(Levels<0>{});
+    }
 }
 
 template <class T>
 Status tables(const Block<T>& block, const LevelArgs& levels, const Tables<T>& out) {
-    switch (levels.max_level + 1) {
-        case 2:
-            return tables_of<T, 2>(block, levels, out);
-        case 3:
-            return tables_of<T, 3>(block, levels, out);
-        case 4:
-            return tables_of<T, 4>(block, levels, out);
-        case 5:
-            return tables_of<T, 5>(block, levels, out);
-        default:
-            return tables_of<T, 0>(block, levels, out);
-    }
-}
-
-template <class T, int kLevels>
-Status gradients_of(const Block<T>& block, const LevelArgs& levels, const TableGradients<T>& in) {
-    const bool full = in.d_neg_lse || in.d_total;
-    return for_rows<T, TableGradients<T>>(
-        block, levels, in, full ? gradient_row<T, true, kLevels> : gradient_row<T, false, kLevels>);
+    return with_levels(levels.max_level, [&](auto count) {
+        constexpr int kLevels = decltype(count)::kLevels;
+        return for_rows<T, Tables<T>>(
+            block, levels, out,
+            out.neg_lse ? table_row<T, true, kLevels> : table_row<T, false, kLevels>);
+    });
 }
 
 template <class T>
 Status gradients(const Block<T>& block, const LevelArgs& levels, const TableGradients<T>& in) {
-    switch (levels.max_level + 1) {
-        case 2:
-            return gradients_of<T, 2>(block, levels, in);
-        case 3:
-            return gradients_of<T, 3>(block, levels, in);
-        case 4:
-            return gradients_of<T, 4>(block, levels, in);
-        case 5:
-            return gradients_of<T, 5>(block, levels, in);
-        default:
-            return gradients_of<T, 0>(block, levels, in);
-    }
+    const bool full = in.d_neg_lse || in.d_total;
+    return with_levels(levels.max_level, [&](auto count) {
+        constexpr int kLevels = decltype(count)::kLevels;
+        return for_rows<T, TableGradients<T>>(
+            block, levels, in,
+            full ? gradient_row<T, true, kLevels> : gradient_row<T, false, kLevels>);
+    });
 }
 
 template <class T>

@@ -6,6 +6,7 @@ The truth is the reference in float64, and for float64 inputs the definition in 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import definition
 import numpy as np
@@ -79,18 +80,22 @@ def loss_step(
     return {"loss": loss.detach(), **gradients(q, c, scale)}
 
 
+def wide_problem(inputs: Inputs, levels: LevelSource, options: LossOptions) -> tuple[Any, ...]:
+    """Levels, queries, candidates, scale and logits, in 80-bit floats."""
+    level = levels.block(0, len(inputs.queries), len(inputs.candidates)).numpy()
+    q, c, scale = wide(inputs.queries), wide(inputs.candidates), wide(options.scale)
+    z = scale * (definition.unit(q, options.normalize) @ definition.unit(c, options.normalize).T)
+    return level, q, c, scale, z
+
+
 def true_loss_step(
     inputs: Inputs, levels: LevelSource, options: LossOptions, seed: int
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     if inputs.queries.dtype != torch.float64:
-        exact = inputs._replace(
-            queries=inputs.queries.double(), candidates=inputs.candidates.double()
-        )
+        exact = Inputs(*(x.double() for x in inputs[:2]), *inputs[2:])
         step = loss_step(exact, levels, options, "reference", seed)
         return {name: (value, None) for name, value in step.items()}
-    level = levels.block(0, len(inputs.queries), len(inputs.candidates)).numpy()
-    q, c, scale = wide(inputs.queries), wide(inputs.candidates), wide(options.scale)
-    z = scale * (definition.unit(q, options.normalize) @ definition.unit(c, options.normalize).T)
+    level, q, c, scale, z = wide_problem(inputs, levels, options)
     weights = wide(0.1) + np.zeros(levels.max_level, dtype=np.longdouble)
     weights[-1] = 1
     rules = options.positives, options.negatives
@@ -137,14 +142,10 @@ def true_table_step(
     inputs: Inputs, levels: LevelSource, options: LossOptions, d_tables: Results
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     if inputs.queries.dtype != torch.float64:
-        exact = inputs._replace(
-            queries=inputs.queries.double(), candidates=inputs.candidates.double()
-        )
+        exact = Inputs(*(x.double() for x in inputs[:2]), *inputs[2:])
         step = table_step(exact, levels, options, "reference", d_tables)
         return {name: (value, None) for name, value in step.items()}
-    level = levels.block(0, len(inputs.queries), len(inputs.candidates)).numpy()
-    q, c, scale = wide(inputs.queries), wide(inputs.candidates), wide(options.scale)
-    z = scale * (definition.unit(q, options.normalize) @ definition.unit(c, options.normalize).T)
+    level, q, c, scale, z = wide_problem(inputs, levels, options)
     tables = definition.tables(z, level, levels.max_level)
     g = definition.table_gradient(z, level, {name: wide(d) for name, d in d_tables.items()})
     step = definition.input_gradients(g, q, c, scale, options.normalize)

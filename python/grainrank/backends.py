@@ -119,10 +119,7 @@ def tables(batch: Batch, backend: str, full: bool) -> TableSet:
 def gradients(
     batch: Batch, backend: str, saved: TableSet, d_tables: TableGradientSet, needs: Needs
 ) -> Gradients:
-    """d_queries `[N, D]`, d_candidates `[M, D]` and d_scale, accumulation dtype.
-
-    Empty if not needed.
-    """
+    """d_queries `[N, D]`, d_candidates `[M, D]`, d_scale, accumulation dtype; not needed: empty."""
     if resolve(backend, batch.queries.device) == "cpu":
         return sweep_gradients(batch, _passes(batch), saved, d_tables, needs)
     n, m = batch.queries.shape[0], batch.candidates.shape[0]

@@ -112,10 +112,7 @@ def multi_level_nce_gradient(
 def level_losses(
     lse: Tensor, count: Tensor, positives: str, negatives: str
 ) -> tuple[Tensor, Tensor]:
-    """Unweighted.
-
-    The mean loss of each level over the rows that have it, `[L]`, and the number of these rows.
-    """
+    """Mean term of each level, unweighted, over the rows that have it, and these rows; `[L]`."""
     losses, rows = [], []
     for term in _terms(lse, count, positives, negatives):
         used = term.has_positive.sum()

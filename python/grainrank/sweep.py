@@ -1,10 +1,8 @@
-"""The sweep over row blocks: matrix products by `torch.mm`, and between them the fused passes of a
-backend.
+"""The sweep over row blocks: products by `torch.mm`, between them the fused passes of a backend.
 
 A row block sees all columns, so its tables are final at once and its gradient can be written over
-its
-similarities: S = Q_R C^T; tables; head; G over S; dQ_R = G C; dC += G^T Q_R. Three products, and no
-more memory than one block.
+its similarities: S = Q_R C^T; tables; head; G over S; dQ_R = G C; dC += G^T Q_R. Three products,
+and no more memory than one block.
 """
 
 from __future__ import annotations
@@ -167,10 +165,7 @@ def block_rows(num_queries: int, num_candidates: int, item_bytes: int, workspace
 def _blocks(
     batch: Batch, passes: Passes, candidates: _Operand
 ) -> Iterator[tuple[int, int, _Operand, Tensor]]:
-    """For each row block.
-
-    Its range, its queries and its similarities (in a workspace used again).
-    """
+    """Range, queries and similarities of each row block; the next one uses the workspace again."""
     n, m = batch.queries.shape[0], batch.candidates.shape[0]
     rows = block_rows(n, m, candidates.values.element_size(), batch.workspace_mb)
     workspace = passes.empty(rows, m)  # [R, M]
@@ -206,13 +201,12 @@ class _Gradients:
         """Adds the block with the gradient G `[R, M]` of its logits."""
         needs = self.needs
         if needs.queries or (needs.scale and not needs.candidates):
-            if needs.queries:
-                d_queries = torch.mm(g, self.candidates.values, out=self.d_queries[start:stop])
-            else:
-                d_queries = torch.mm(g, self.candidates.values)
+            out = self.d_queries[start:stop] if needs.queries else None
+            d_queries = torch.mm(g, self.candidates.values, out=out)
             if needs.scale:
                 self._d_scale += (queries.values * d_queries).sum(dtype=torch.float64)
-            queries.finish_(d_queries, self.batch.scale)
+            if needs.queries:
+                queries.finish_(d_queries, self.batch.scale)
         if needs.candidates:
             if start == 0:
                 torch.mm(g.t(), queries.values, out=self.d_candidates)
@@ -235,10 +229,7 @@ class _Gradients:
 def sweep_gradients(
     batch: Batch, passes: Passes, tables: TableSet, d_tables: TableGradientSet, needs: Needs
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients for given gradients of the tables.
-
-    The similarities again, then two products.
-    """
+    """The gradients for given gradients of the tables: three products."""
     candidates = _Operand.prepare(batch.candidates, batch, passes)
     gradients = _Gradients(batch, passes, candidates, needs)
     for start, stop, queries, similarities in _blocks(batch, passes, candidates):
@@ -256,10 +247,7 @@ def sweep_multi_level_nce(
     full: bool,
     needs: Needs,
 ) -> tuple[Tensor, TableSet, tuple[Tensor, Tensor, Tensor]]:
-    """Losses `[N]`, tables, and the gradients of the sum of the losses.
-
-    Three products, one sweep.
-    """
+    """Losses `[N]`, tables, and the gradients of the sum of the losses: three products."""
     n = batch.queries.shape[0]
     tables = TableSet.empty(n, batch.levels.max_level, batch.dtype, batch.queries.device, full)
     candidates = _Operand.prepare(batch.candidates, batch, passes)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .. import GrainKeys
+
 TOP = 10
 NDCG = f"ndcg@{TOP}[linear]"
 _CHUNK = 256  # queries that are ranked at once: 256 x 6,359 similarities are 6 MB
@@ -37,16 +39,6 @@ class Ranking:
         )
 
 
-def shared_grains(grains: Tensor, others: Tensor) -> Tensor:
-    """Number of leading equal grains of `[..., K]` and `[..., K]`, broadcast to `[...]`."""
-    shared: Tensor = torch.zeros((), dtype=torch.int64)
-    alike: Tensor = torch.ones((), dtype=torch.bool)
-    for column in range(grains.shape[-1]):
-        alike = alike & (grains[..., column] == others[..., column])
-        shared = shared + alike
-    return shared
-
-
 def rank(similarities: Iterator[Tensor], targets: Tensor, grains: Tensor) -> Ranking:
     """Ranks all candidates for each query; among equals the earlier candidate goes first.
 
@@ -54,22 +46,18 @@ def rank(similarities: Iterator[Tensor], targets: Tensor, grains: Tensor) -> Ran
         similarities: row blocks `[rows, M]` of the similarity of query and candidate.
         targets: `[n]`; `grains`: `[M, K]`.
     """
-    indices, best = [], []
+    indices, levels, best = [], [], []
     start = 0
     for block in similarities:
         rows = targets[start : start + len(block)]
         start += len(block)
         # topk leaves the order of equals open, a stable sort does not.
-        indices.append(block.sort(dim=1, descending=True, stable=True).indices[:, :TOP])
-        levels = shared_grains(grains[rows][:, None], grains[None])  # [rows, M]
-        best.append(levels.topk(TOP, dim=1).values)
-    top = torch.cat(indices)
-    return Ranking(
-        indices=top,
-        levels=shared_grains(grains[targets][:, None], grains[top]),
-        best_levels=torch.cat(best),
-        targets=targets,
-    )
+        top = block.sort(dim=1, descending=True, stable=True).indices[:, :TOP]
+        shared = GrainKeys(grains[rows], grains).block(0, len(rows), len(grains))  # [rows, M]
+        indices.append(top)
+        levels.append(shared.gather(1, top).long())
+        best.append(shared.topk(TOP, dim=1).values.long())
+    return Ranking(torch.cat(indices), torch.cat(levels), torch.cat(best), targets)
 
 
 def cosine_blocks(queries: Tensor, candidates: Tensor) -> Iterator[Tensor]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 import math
-import os
-import platform
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from .._version import __version__
 from ..data.icd10 import Icd10
+from ..machine import machine_header
 from .metrics import levels_by_rank, summarise
 from .recipes import Method
 from .runs import Run
@@ -26,7 +22,7 @@ def results(data: Icd10, runs: Sequence[Run], splits: Sequence[str]) -> dict[str
     """
     methods = {run.method.key: run.method for run in runs}
     return {
-        "machine": machine(),
+        "machine": machine_header(),
         "data": _about(data, splits),
         "methods": {
             key: _method(data, method, [r for r in runs if r.method.key == key], splits)
@@ -40,29 +36,6 @@ def results(data: Icd10, runs: Sequence[Run], splits: Sequence[str]) -> dict[str
             for name in splits
         },
     }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were made on."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "grainrank": __version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _about(data: Icd10, splits: Sequence[str]) -> dict[str, Any]:
