@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from grainrank import GrainKeys, multi_level_ranking_loss
 
 TEMPERATURE = 0.07
+PREFIXES = (64, 128, 256, 768)
 SMALLEST = -1e30
 
 
@@ -24,6 +25,9 @@ class Step:
     candidates: Tensor
     query_keys: Tensor
     candidate_keys: Tensor
+
+    def keys(self) -> tuple[Tensor, Tensor]:
+        return self.query_keys, self.candidate_keys
 
     @staticmethod
     def make(n: int, m: int, d: int, dtype: torch.dtype = torch.float32) -> Step:
@@ -47,16 +51,32 @@ class Step:
         )
 
 
-def _grainrank(step: Step, backend: Literal["cpu", "reference"]) -> Tensor:
+def _grainrank(step: Step, backend: Literal["cpu", "reference"], **options: Any) -> Tensor:
     levels = GrainKeys(step.query_keys, step.candidate_keys)
     loss: Tensor = multi_level_ranking_loss(
-        step.queries, step.candidates, levels, temperature=TEMPERATURE, backend=backend
+        step.queries, step.candidates, levels, temperature=TEMPERATURE, backend=backend, **options
     )
     return loss
 
 
 def fused(step: Step) -> Tensor:
     return _grainrank(step, "cpu")
+
+
+def symmetric(step: Step) -> Tensor:
+    return _grainrank(step, "cpu", direction="symmetric")
+
+
+def matryoshka(step: Step) -> Tensor:
+    return _grainrank(step, "cpu", matryoshka_dims=PREFIXES)
+
+
+def matryoshka_by_calls(step: Step) -> Tensor:
+    """One call of the loss for each prefix, as MatryoshkaLoss of sentence-transformers does it."""
+    losses = [
+        fused(Step(step.queries[:, :d], step.candidates[:, :d], *step.keys())) for d in PREFIXES
+    ]
+    return torch.stack(losses).sum()
 
 
 def reference(step: Step) -> Tensor:
@@ -93,14 +113,18 @@ def gradients(provider: Callable[[Step], Tensor], step: Step) -> tuple[Tensor, T
 
 
 class Products:
-    """The three bare products of a step, on preallocated outputs: the floor."""
+    """The bare products of a step, on preallocated outputs: the floor. Three, or four with the
+    similarities twice.
+    """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, similarities: int = 1) -> None:
+        self.similarities = similarities
         self.q, self.c = step.queries.detach(), step.candidates.detach()
         self.s = torch.mm(self.q, self.c.t())
         self.d_q, self.d_c = torch.empty_like(self.q), torch.empty_like(self.c)
 
     def __call__(self) -> None:
-        torch.mm(self.q, self.c.t(), out=self.s)
+        for _ in range(self.similarities):
+            torch.mm(self.q, self.c.t(), out=self.s)
         torch.mm(self.s, self.c, out=self.d_q)
         torch.mm(self.s.t(), self.q, out=self.d_c)

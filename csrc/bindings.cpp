@@ -1,9 +1,11 @@
 // The list of what Python sees. Pointers come as integers; grainrank/cpu.py is the only caller.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "huge_pages.h"
 #include "parallel.h"
@@ -40,73 +42,177 @@ const Passes<double>& passes<double>(const std::string& name) {
     return find(name).f64;
 }
 
+void define_levels(py::module_& m) {
+    py::enum_<LevelKind>(m, "LevelKind")
+        .value("DIAGONAL", LevelKind::kDiagonal)
+        .value("KEYS_PREFIX", LevelKind::kKeysPrefix)
+        .value("KEYS_COUNT", LevelKind::kKeysCount)
+        .value("DENSE", LevelKind::kDense)
+        .value("SPARSE", LevelKind::kSparse)
+        .value("BANDS", LevelKind::kBands);
+    py::class_<LevelLeaf>(m, "LevelLeaf")
+        .def(py::init([](LevelKind kind, int max_level, int64_t num_keys, Address query_keys,
+                         Address candidate_keys, Address dense, Address ends, Address indices,
+                         Address levels, Address similarities, int64_t first_row,
+                         Address thresholds, int64_t threshold_stride, bool by_column) {
+                 return LevelLeaf{kind,
+                                  max_level,
+                                  num_keys,
+                                  at<const int32_t*>(query_keys),
+                                  at<const int32_t*>(candidate_keys),
+                                  at<const int8_t*>(dense),
+                                  at<const int64_t*>(ends),
+                                  at<const int32_t*>(indices),
+                                  at<const int8_t*>(levels),
+                                  at<const float*>(similarities),
+                                  first_row,
+                                  at<const float*>(thresholds),
+                                  threshold_stride,
+                                  by_column};
+             }),
+             py::kw_only(), py::arg("kind"), py::arg("max_level"), py::arg("num_keys") = 0,
+             py::arg("query_keys") = 0, py::arg("candidate_keys") = 0, py::arg("dense") = 0,
+             py::arg("ends") = 0, py::arg("indices") = 0, py::arg("levels") = 0,
+             py::arg("similarities") = 0, py::arg("first_row") = 0, py::arg("thresholds") = 0,
+             py::arg("threshold_stride") = 0, py::arg("by_column") = false);
+    py::class_<LevelExclusion>(m, "LevelExclusion")
+        .def(py::init([](Address query_ids, Address candidate_ids) {
+            return LevelExclusion{at<const int32_t*>(query_ids), at<const int32_t*>(candidate_ids)};
+        }));
+    py::class_<LevelArgs>(m, "LevelArgs")
+        .def(py::init<int, std::vector<LevelLeaf>, std::vector<LevelExclusion>>());
+}
+
 template <class T>
-void define_passes(py::module_& m, const std::string& suffix) {
-    using B = Block<T>;
-    using TableArgs = Tables<T>;
-    using Gradients = TableGradients<T>;
-    py::class_<B>(m, ("Block_" + suffix).c_str())
+void define_arguments(py::module_& m, const std::string& suffix) {
+    py::class_<CeilingArgs<T>>(m, ("Ceilings_" + suffix).c_str())
+        .def(py::init([](Address rows, Address columns, Address reference, Address query_ids,
+                         Address candidate_ids) {
+                 return CeilingArgs<T>{at<const T*>(rows), at<const T*>(columns),
+                                       at<const float*>(reference), at<const int32_t*>(query_ids),
+                                       at<const int32_t*>(candidate_ids)};
+             }),
+             py::kw_only(), py::arg("rows") = 0, py::arg("columns") = 0, py::arg("reference") = 0,
+             py::arg("query_ids") = 0, py::arg("candidate_ids") = 0);
+    py::class_<Block<T>>(m, ("Block_" + suffix).c_str())
         .def(py::init([](Address similarities, int64_t rows, int64_t columns, int64_t row_stride,
-                         int64_t first_row, double scale, int num_threads) {
-                 return B{at<T*>(similarities),  rows,       columns, row_stride, first_row,
-                          static_cast<T>(scale), num_threads};
+                         int64_t first_row, double scale, Address row_factors,
+                         Address column_factors, bool circle, double circle_margin,
+                         const CeilingArgs<T>& ceilings, int num_threads) {
+                 return Block<T>{at<T*>(similarities),
+                                 rows,
+                                 columns,
+                                 row_stride,
+                                 first_row,
+                                 static_cast<T>(scale),
+                                 at<const T*>(row_factors),
+                                 at<const T*>(column_factors),
+                                 circle,
+                                 static_cast<T>(circle_margin),
+                                 ceilings,
+                                 num_threads};
              }),
              py::kw_only(), py::arg("similarities"), py::arg("rows"), py::arg("columns"),
-             py::arg("row_stride"), py::arg("first_row"), py::arg("scale"), py::arg("num_threads"));
-    py::class_<TableArgs>(m, ("Tables_" + suffix).c_str())
-        .def(py::init([](Address lse, Address neg_lse, Address total, Address count,
+             py::arg("row_stride"), py::arg("first_row"), py::arg("scale"), py::arg("row_factors"),
+             py::arg("column_factors"), py::arg("circle"), py::arg("circle_margin"),
+             py::arg("ceilings"), py::arg("num_threads"));
+    py::class_<Tables<T>>(m, ("Tables_" + suffix).c_str())
+        .def(py::init([](Address lse, Address total, Address count, Address neg_lse,
                          Address highest, Address lowest, Address highest_at, Address lowest_at) {
-                 return TableArgs{at<T*>(lse),
-                                  at<T*>(neg_lse),
+                 return Tables<T>{at<T*>(lse),
                                   at<T*>(total),
                                   at<int64_t*>(count),
+                                  at<T*>(neg_lse),
                                   at<T*>(highest),
                                   at<T*>(lowest),
                                   at<int64_t*>(highest_at),
                                   at<int64_t*>(lowest_at)};
              }),
-             py::kw_only(), py::arg("lse"), py::arg("neg_lse"), py::arg("total"), py::arg("count"),
+             py::kw_only(), py::arg("lse"), py::arg("total"), py::arg("count"), py::arg("neg_lse"),
              py::arg("highest"), py::arg("lowest"), py::arg("highest_at"), py::arg("lowest_at"));
-    py::class_<Gradients>(m, ("TableGradients_" + suffix).c_str())
+    py::class_<RowGradientArgs<T>>(m, ("RowGradients_" + suffix).c_str())
         .def(py::init([](Address lse, Address d_lse, Address neg_lse, Address d_neg_lse,
-                         Address d_total, Address d_highest, Address highest_at, Address d_lowest,
-                         Address lowest_at) {
-                 return Gradients{at<const T*>(lse),
-                                  at<const T*>(d_lse),
-                                  at<const T*>(neg_lse),
-                                  at<const T*>(d_neg_lse),
-                                  at<const T*>(d_total),
-                                  at<const T*>(d_highest),
-                                  at<const int64_t*>(highest_at),
-                                  at<const T*>(d_lowest),
-                                  at<const int64_t*>(lowest_at)};
+                         Address d_total, Address thresholds, Address d_softplus) {
+                 return RowGradientArgs<T>{at<const T*>(lse),       at<const T*>(d_lse),
+                                           at<const T*>(neg_lse),   at<const T*>(d_neg_lse),
+                                           at<const T*>(d_total),   at<const T*>(thresholds),
+                                           at<const T*>(d_softplus)};
              }),
-             py::kw_only(), py::arg("lse"), py::arg("d_lse"), py::arg("neg_lse"),
-             py::arg("d_neg_lse"), py::arg("d_total"), py::arg("d_highest"), py::arg("highest_at"),
-             py::arg("d_lowest"), py::arg("lowest_at"));
+             py::kw_only(), py::arg("lse"), py::arg("d_lse") = 0, py::arg("neg_lse") = 0,
+             py::arg("d_neg_lse") = 0, py::arg("d_total") = 0, py::arg("thresholds") = 0,
+             py::arg("d_softplus") = 0);
+    py::class_<ColumnGradientArgs<T>>(m, ("ColumnGradients_" + suffix).c_str())
+        .def(py::init([](Address lse, Address d_lse, Address neg_lse, Address d_neg_lse,
+                         Address d_total, int64_t stride) {
+                 return ColumnGradientArgs<T>{at<const T*>(lse),     at<const T*>(d_lse),
+                                              at<const T*>(neg_lse), at<const T*>(d_neg_lse),
+                                              at<const T*>(d_total), stride};
+             }),
+             py::kw_only(), py::arg("lse") = 0, py::arg("d_lse") = 0, py::arg("neg_lse") = 0,
+             py::arg("d_neg_lse") = 0, py::arg("d_total") = 0, py::arg("stride") = 0);
+    py::class_<Channel<T>>(m, ("Channel_" + suffix).c_str())
+        .def(py::init([](Address factors, const RowGradientArgs<T>& rows,
+                         const ColumnGradientArgs<T>& columns, Address moments) {
+                 return Channel<T>{at<const T*>(factors), rows, columns, at<T*>(moments)};
+             }),
+             py::kw_only(), py::arg("factors"), py::arg("rows"), py::arg("columns"),
+             py::arg("moments"));
+    py::class_<SoftplusArgs<T>>(m, ("Softplus_" + suffix).c_str())
+        .def(py::init([](Address factors, Address thresholds, int64_t threshold_stride,
+                         Address weights, bool positives, Address value, Address slope) {
+                 return SoftplusArgs<T>{at<const T*>(factors), at<const T*>(thresholds),
+                                        threshold_stride,      at<const T*>(weights),
+                                        positives,             at<T*>(value),
+                                        at<T*>(slope)};
+             }),
+             py::kw_only(), py::arg("factors"), py::arg("thresholds"), py::arg("threshold_stride"), py::arg("weights"),
+             py::arg("positives"), py::arg("value"), py::arg("slope"));
+}
+
+template <class T>
+void define_passes(py::module_& m, const std::string& suffix) {
+    using B = Block<T>;
     m.def(
         "tables",
-        [](const std::string& set, const B& block, const LevelArgs& levels, const TableArgs& out) {
+        [](const std::string& set, const B& block, const LevelArgs& levels, Address factors,
+           const Tables<T>& rows, const Tables<T>* columns, int64_t table_columns) {
             const auto& pass = passes<T>(set);
             py::gil_scoped_release release;
-            return static_cast<int>(pass.tables(block, levels, out));
+            return static_cast<int>(
+                pass.tables(block, levels, at<const T*>(factors), rows, columns, table_columns));
         },
-        py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("out"));
+        py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("factors"),
+        py::arg("rows"), py::arg("columns"), py::arg("table_columns"));
     m.def(
         "gradients",
-        [](const std::string& set, const B& block, const LevelArgs& levels, const Gradients& in) {
+        [](const std::string& set, const B& block, const LevelArgs& levels,
+           const std::vector<Channel<T>>& channels, Address row_moments, Address column_moments) {
             const auto& pass = passes<T>(set);
+            const GradientArgs<T> in{channels.data(), static_cast<int>(channels.size()),
+                                     at<T*>(row_moments), at<T*>(column_moments)};
             py::gil_scoped_release release;
             return static_cast<int>(pass.gradients(block, levels, in));
         },
-        py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("gradients"));
-    m.def(("exponential_" + suffix).c_str(),
-          [](const std::string& set, Address x, Address y, int64_t n) {
-              const auto& pass = passes<T>(set);
-              py::gil_scoped_release release;
-              pass.exponential(at<const T*>(x), at<T*>(y), n);
-          },
-          py::arg("instruction_set"), py::arg("x"), py::arg("y"), py::arg("n"));
+        py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("channels"),
+        py::arg("row_moments"), py::arg("column_moments"));
+    m.def(
+        "softplus",
+        [](const std::string& set, const B& block, const LevelArgs& levels,
+           const SoftplusArgs<T>& in) {
+            const auto& pass = passes<T>(set);
+            py::gil_scoped_release release;
+            return static_cast<int>(pass.softplus(block, levels, in));
+        },
+        py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("arguments"));
+    m.def(
+        ("function_" + suffix).c_str(),
+        [](const std::string& set, const std::string& name, Address x, Address y, int64_t n) {
+            const auto& pass = passes<T>(set);
+            const auto function = name == "exponential" ? pass.exponential : pass.log1p;
+            py::gil_scoped_release release;
+            function(at<const T*>(x), at<T*>(y), n);
+        },
+        py::arg("instruction_set"), py::arg("name"), py::arg("x"), py::arg("y"), py::arg("n"));
 }
 
 }  // namespace
@@ -115,29 +221,12 @@ PYBIND11_MODULE(_native, m) {
     m.doc() = "Native CPU passes of grainrank";
     m.attr("MAX_LEVEL") = kMaxLevel;
     m.attr("EMPTY") = kEmpty;
-    py::enum_<LevelKind>(m, "LevelKind")
-        .value("DIAGONAL", LevelKind::kDiagonal)
-        .value("KEYS_PREFIX", LevelKind::kKeysPrefix)
-        .value("KEYS_COUNT", LevelKind::kKeysCount)
-        .value("DENSE", LevelKind::kDense);
-    py::class_<LevelArgs>(m, "LevelArgs")
-        .def(py::init([](LevelKind kind, int max_level, int64_t num_keys, Address query_keys,
-                         Address candidate_keys, Address dense, Address query_ids,
-                         Address candidate_ids) {
-                 return LevelArgs{kind,
-                                  max_level,
-                                  num_keys,
-                                  at<const int32_t*>(query_keys),
-                                  at<const int32_t*>(candidate_keys),
-                                  at<const int8_t*>(dense),
-                                  at<const int32_t*>(query_ids),
-                                  at<const int32_t*>(candidate_ids)};
-             }),
-             py::kw_only(), py::arg("kind"), py::arg("max_level"), py::arg("num_keys"),
-             py::arg("query_keys"), py::arg("candidate_keys"), py::arg("dense"),
-             py::arg("query_ids"), py::arg("candidate_ids"));
+    define_levels(m);
+    define_arguments<float>(m, "f32");
+    define_arguments<double>(m, "f64");
     define_passes<float>(m, "f32");
     define_passes<double>(m, "f64");
+    m.attr("MOMENT_ROWS") = kMomentRows;
     m.def("instruction_sets", [] {
         const InstructionSet* sets[4];
         const int size = available(sets, 4);

@@ -1,6 +1,6 @@
 // The mathematics of one pair (i, j): its level, its logit, its gradient. Written once for numbers
-// and for vectors of numbers: F is a number or a vector, I and masks go with it. See
-// docs/mathematics.md.
+// and for vectors of numbers: F is a number or a vector, I and masks go with it. Derived
+// in python/grainrank/reference.py.
 #pragma once
 
 #include "exponential.h"
@@ -23,6 +23,13 @@ GRAINRANK_INLINE int32_t prefix_match(int32_t level, int32_t k, int32_t candidat
 template <class F, class S>
 GRAINRANK_INLINE F logit(F similarity, S scale) {
     return similarity * scale;
+}
+
+// The detached weight of the circle loss.
+template <class T>
+GRAINRANK_INLINE T circle_weight(T s, T margin, bool positive) {
+    const T weight = positive ? T(1) + margin - s : s + margin;
+    return weight > T(0) ? weight : T(0);
 }
 
 // G_ij without the negative part: d_lse[y] * exp(z - lse[y]) + d_total[y].

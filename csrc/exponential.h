@@ -99,5 +99,18 @@ GRAINRANK_INLINE typename Lanes<T>::Float probability(typename Lanes<T>::Float x
     return p * V::from_bits((V::bits(shifted) + C::kBias) << C::kMantissaBits);
 }
 
+// log(1 + u) for 0 <= u <= 1: 2 atanh(w) with w = u / (2 + u) <= 1/3, whose series needs one term
+// for each digit.
+template <class T>
+GRAINRANK_INLINE typename Lanes<T>::Float log1p_unit(typename Lanes<T>::Float u) {
+    using Float = typename Lanes<T>::Float;
+    constexpr int kLast = sizeof(T) == 4 ? 7 : 17;
+    const Float w = u / (u + T(2));
+    const Float square = w * w;
+    Float p = Lanes<T>::splat(T(1) / T(2 * kLast + 1));
+    for (int i = kLast - 1; i > 0; --i) p = p * square + T(1) / T(2 * i + 1);
+    return (w + w) * (p * square) + (w + w);
+}
+
 }  // namespace GRAINRANK_ISA
 }  // namespace grainrank

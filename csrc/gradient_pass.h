@@ -1,39 +1,41 @@
 // The gradient of the logits of a block, written over its similarities: one pass, chunk by chunk.
 #pragma once
 
-#include "level_row.h"
+#include "logits.h"
+#include "softplus_pass.h"
 
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
-// One row's tables and their gradients, each repeated in every lane. kFull: with d_neg_lse and
-// d_total; kLevels as in table_pass.h.
+// One row's tables and their gradients, each repeated in every lane, and the column tables. kFull:
+// with d_neg_lse and d_total; kLevels as in table_pass.h.
 template <class T, bool kFull, int kLevels>
-class RowGradients {
+class PairGradients {
     static constexpr int kSlots = kLevels > 0 ? kLevels : kMaxLevels;
     using V = Lanes<T>;
     using Float = typename V::Float;
     using Integer = typename V::Integer;
 
   public:
-    RowGradients(const TableGradients<T>& in, int max_level, int64_t row) : levels_(max_level + 1) {
+    PairGradients(const Channel<T>& channel, int max_level, int64_t row)
+        : columns_(channel.columns), levels_(max_level + 1) {
+        const RowGradientArgs<T>& in = channel.rows;
         for (int l = 0; l < size(); ++l) {
             const int64_t at = row * levels_ + l;
             lse_[l] = V::splat(in.lse[at]);
-            d_lse_[l] = V::splat(in.d_lse[at]);
+            d_lse_[l] = in.d_lse ? V::splat(in.d_lse[at]) : Float{};
             d_total_[l] = in.d_total ? V::splat(in.d_total[at]) : Float{};
-            neg_lse_[l] = in.d_neg_lse ? V::splat(in.neg_lse[at]) : Float{};
+            // Far away where it is not asked for: 0 * exp(..) must be 0.
+            neg_lse_[l] = V::splat(in.d_neg_lse ? in.neg_lse[at] : T(-kEmpty));
             d_neg_lse_[l] = in.d_neg_lse ? V::splat(in.d_neg_lse[at]) : Float{};
         }
     }
 
-    GRAINRANK_INLINE Float at(Float similarity, Float scale, const int32_t* levels,
-                              bool mixed) const {
-        const Float z = logit(similarity, scale);
+    GRAINRANK_INLINE Float of_row(Float z, const int32_t* levels, bool mixed) const {
         if (!mixed && V::all_zero(levels)) return gradient<T>(z, lse_[0], d_lse_[0], d_total_[0]);
         const Integer level = V::load_levels(levels);
         Float lse = lse_[0], d_lse = d_lse_[0], d_total = d_total_[0];
-        Float neg_lse = Float{}, d_neg_lse = Float{};
+        Float neg_lse = neg_lse_[0], d_neg_lse = Float{};
         for (int l = 1; l < size(); ++l) {
             const auto here = level == V::splat_integer(l);
             lse = here ? lse_[l] : lse;
@@ -44,6 +46,35 @@ class RowGradients {
                 d_neg_lse = here ? d_neg_lse_[l] : d_neg_lse;
             }
         }
+        return pair(z, level, lse, d_lse, d_total, neg_lse, d_neg_lse);
+    }
+
+    // z of the columns from `column` on.
+    GRAINRANK_INLINE Float of_columns(Float z, const int32_t* levels, bool mixed,
+                                      int64_t column) const {
+        const ColumnGradientArgs<T>& in = columns_;
+        Float lse = V::load(in.lse + column), d_lse = V::load(in.d_lse + column);
+        Float d_total = kFull ? V::load(in.d_total + column) : Float{};
+        if (!mixed && V::all_zero(levels)) return gradient<T>(z, lse, d_lse, d_total);
+        const Integer level = V::load_levels(levels);
+        Float neg_lse = Float{}, d_neg_lse = Float{};
+        for (int l = 1; l < size(); ++l) {
+            const auto here = level == V::splat_integer(l);
+            const int64_t at = l * in.stride + column;
+            lse = here ? V::load(in.lse + at) : lse;
+            d_lse = here ? V::load(in.d_lse + at) : d_lse;
+            if constexpr (kFull) {
+                d_total = here ? V::load(in.d_total + at) : d_total;
+                neg_lse = here ? V::load(in.neg_lse + at) : neg_lse;
+                d_neg_lse = here ? V::load(in.d_neg_lse + at) : d_neg_lse;
+            }
+        }
+        return pair(z, level, lse, d_lse, d_total, neg_lse, d_neg_lse);
+    }
+
+  private:
+    static GRAINRANK_INLINE Float pair(Float z, Integer level, Float lse, Float d_lse,
+                                       Float d_total, Float neg_lse, Float d_neg_lse) {
         Float g = gradient<T>(z, lse, d_lse, d_total);
         if constexpr (kFull) {
             // Level 0 has no negative part, and exp(-z) of it may be infinite.
@@ -53,54 +84,145 @@ class RowGradients {
         return level < Integer{} ? Float{} : g;
     }
 
-  private:
     GRAINRANK_INLINE int size() const { return kLevels > 0 ? kLevels : levels_; }
 
+    const ColumnGradientArgs<T>& columns_;
     int levels_;  // L + 1
     Float lse_[kSlots], d_lse_[kSlots], d_total_[kSlots];
     Float neg_lse_[kSlots], d_neg_lse_[kSlots];
 };
 
-template <class T, bool kFull, int kLevels>
-void gradient_chunk(const RowGradients<T, kFull, kLevels>& gradients, T scale,
-                    const ChunkLevels& levels, T* values, int64_t n) {
+// Levels of a chunk as the row and as the columns see them: not the same array under a ceiling.
+struct PairLevels {
+    const int32_t* row;
+    const int32_t* column;
+    bool mixed;
+};
+
+// g = the gradients for z = scale * x, columns begin .. begin + n; x may be g.
+template <class T, bool kFull, int kLevels, bool kColumns>
+void gradient_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale,
+                    const PairLevels& levels, const T* x, T* g, int64_t begin, int64_t n) {
     using V = Lanes<T>;
-    const auto scales = V::splat(scale);
+    const auto at = [&](typename V::Float similarity, int64_t j) {
+        const auto z = logit(similarity, V::splat(scale));
+        auto value = pairs.of_row(z, levels.row + j, levels.mixed);
+        if constexpr (kColumns)
+            value += pairs.of_columns(z, levels.column + j, levels.mixed, begin + j);
+        return value;
+    };
     int64_t j = 0;
-    for (; j + V::kWidth <= n; j += V::kWidth)
-        V::store(values + j,
-                 gradients.at(V::load(values + j), scales, levels.level + j, levels.mixed));
+    for (; j + V::kWidth <= n; j += V::kWidth) V::store(g + j, at(V::load(x + j), j));
     if (j == n) return;
     T tail[V::kWidth] = {};
-    memcpy(tail, values + j, (n - j) * sizeof(T));
-    V::store(tail, gradients.at(V::load(tail), scales, levels.level + j, levels.mixed));
-    memcpy(values + j, tail, (n - j) * sizeof(T));
+    memcpy(tail, x + j, (n - j) * sizeof(T));
+    V::store(tail, at(V::load(tail), j));
+    memcpy(g + j, tail, (n - j) * sizeof(T));
 }
 
-// The highest and the lowest logit of a level are single pairs: their gradients go to these alone.
 template <class T>
-void add_at(T* row, const T* gradient, const int64_t* column, int64_t first, int levels) {
-    if (!gradient) return;
-    for (int l = 0; l < levels; ++l)
-        if (column[first + l] >= 0) row[column[first + l]] += gradient[first + l];
-}
+struct GradientPass {
+    const Block<T>& block;
+    const LevelArgs& levels;
+    const GradientArgs<T>& in;
+};
 
-template <class T, bool kFull, int kLevels>
-bool gradient_row(const Block<T>& block, const LevelArgs& levels, const TableGradients<T>& in,
-                  int64_t row) {
+// The similarities are the logits but for the scale, and there is one channel: in place.
+template <class T, bool kFull, int kLevels, bool kColumns>
+bool plain_gradient_row(const GradientPass<T>& pass, int64_t r) {
+    const Block<T>& block = pass.block;
     ChunkLevels chunk;
-    const RowGradients<T, kFull, kLevels> gradients(in, levels.max_level, row);
-    T* values = block.similarities + row * block.row_stride;
+    const PairGradients<T, kFull, kLevels> pairs(*pass.in.channels, pass.levels.max_level, r);
+    T* values = block.similarities + r * block.row_stride;
     for (int64_t begin = 0; begin < block.columns; begin += kChunk) {
         const int64_t left = block.columns - begin;
         const int64_t n = left < kChunk ? left : kChunk;
-        if (!row_levels(levels, block.first_row + row, begin, n, block.columns, chunk))
+        if (!row_levels(pass.levels, block.first_row + r, begin, n, block.columns, chunk))
             return false;
-        gradient_chunk(gradients, block.scale, chunk, values + begin, n);
+        const PairLevels levels{chunk.level, chunk.level, chunk.mixed};
+        gradient_chunk<T, kFull, kLevels, kColumns>(pairs, block.scale, levels, values + begin,
+                                                    values + begin, begin, n);
     }
-    const int tables = levels.max_level + 1;
-    add_at(values, in.d_highest, in.highest_at, row * tables, tables);
-    add_at(values, in.d_lowest, in.lowest_at, row * tables, tables);
+    return true;
+}
+
+// Adds the sums of a * b of each level. An ignored pair adds nothing: its gradient is 0, unless
+// only the row's ceiling ignores it, and then its level is 0.
+template <class T>
+void add_by_level(const T* a, const T* b, const int32_t* level, int64_t n, int levels, T* out) {
+    double sums[kMaxLevels] = {};
+    for (int64_t j = 0; j < n; ++j)
+        sums[level[j] > 0 ? level[j] : 0] += static_cast<double>(a[j]) * static_cast<double>(b[j]);
+    for (int l = 0; l < levels; ++l) out[l] += static_cast<T>(sums[l]);
+}
+
+template <class T>
+T dot(const T* a, const T* b, int64_t n) {
+    using V = Lanes<T>;
+    typename V::Float sum{};
+    int64_t j = 0;
+    for (; j + V::kWidth <= n; j += V::kWidth) sum += V::load(a + j) * V::load(b + j);
+    T total = V::sum(sum);
+    for (; j < n; ++j) total += a[j] * b[j];
+    return total;
+}
+
+// Everything else: channels, factors, curves, ceilings, softplus sums, moments.
+template <class T, bool kFull, int kLevels, bool kColumns>
+bool general_gradient_row(const GradientPass<T>& pass, int64_t r) {
+    const Block<T>& block = pass.block;
+    const GradientArgs<T>& in = pass.in;
+    const int count = pass.levels.max_level + 1;
+    T scratch[kChunk], scaled[kChunk], z[kChunk], g[kChunk], sum[kChunk];
+    ChunkLevels chunk;
+    alignas(64) int32_t column_level[kChunk + kPadding];
+    T* values = block.similarities + r * block.row_stride;
+    T* column_moments =
+        in.column_moments ? in.column_moments + r / kMomentRows * block.columns : nullptr;
+    T row_moment = T(0);
+    for (int c = 0; c < in.num_channels; ++c)
+        if (T* moments = in.channels[c].moments)
+            for (int l = 0; l < count; ++l) moments[r * count + l] = T(0);
+    for (int64_t begin = 0; begin < block.columns; begin += kChunk) {
+        const int64_t left = block.columns - begin;
+        const int64_t n = left < kChunk ? left : kChunk;
+        if (!row_levels(pass.levels, block.first_row + r, begin, n, block.columns, chunk))
+            return false;
+        const T* s = similarities(block, r, begin, n, scratch);
+        for (int64_t j = 0; j < n; ++j) scaled[j] = s[j] * block.scale;
+        PairLevels levels{chunk.level, chunk.level, chunk.mixed};
+        if (block.ceilings.rows || block.ceilings.columns) {
+            memcpy(column_level, chunk.level, sizeof column_level);
+            apply_ceiling(block, false, r, begin, n, s, chunk.level);
+            apply_ceiling(block, true, r, begin, n, s, column_level);
+            levels.column = column_level;
+        }
+        // A ceiling takes out pairs of level 0 alone, whose factor is that of level -1: either view
+        // of the levels serves the logits.
+        for (int c = 0; c < in.num_channels; ++c) {
+            const Channel<T>& channel = in.channels[c];
+            T* out = c == 0 ? sum : g;
+            const PairGradients<T, kFull, kLevels> pairs(channel, count - 1, r);
+            logits(block, channel.factors, s, chunk.level, n, z);
+            gradient_chunk<T, kFull, kLevels, kColumns>(pairs, T(1), levels, z, out, begin, n);
+            if (channel.rows.d_softplus)
+                add_softplus_gradient(channel.rows, count - 1, r, levels.row, z, n, out);
+            through_logits(block, channel.factors, s, chunk.level, n, out);
+            if (channel.moments)
+                add_by_level(out, scaled, chunk.level, n, count, channel.moments + r * count);
+            if (c > 0)
+                for (int64_t j = 0; j < n; ++j) sum[j] += g[j];
+        }
+        if (in.row_moments) row_moment += dot(sum, scaled, n);
+        if (column_moments)
+            for (int64_t j = 0; j < n; ++j) column_moments[begin + j] += sum[j] * scaled[j];
+        if (block.row_factors) {
+            const T row = block.row_factors[r];
+            for (int64_t j = 0; j < n; ++j) sum[j] *= row * block.column_factors[begin + j];
+        }
+        memcpy(values + begin, sum, n * sizeof(T));
+    }
+    if (in.row_moments) in.row_moments[r] = row_moment;
     return true;
 }
 

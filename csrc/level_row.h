@@ -1,8 +1,10 @@
 // The levels of one row over a chunk of columns.
 #pragma once
 
+#include <algorithm>
+
 #include "epilogue.h"
-#include "passes.h"
+#include "level_args.h"
 
 namespace grainrank {
 namespace GRAINRANK_ISA {
@@ -18,8 +20,8 @@ struct ChunkLevels {
     bool mixed;
 };
 
-// Fills n levels; returns how many are not 0, before `exclude`.
-inline int64_t match_keys(const LevelArgs& args, int64_t i, int64_t begin, int64_t n,
+// The functions fill n levels, and return how many are not 0.
+inline int64_t match_keys(const LevelLeaf& args, int64_t i, int64_t begin, int64_t n,
                           int64_t columns, int32_t* level) {
     const bool prefix = args.kind == LevelKind::kKeysPrefix;
     memset(level, 0, n * sizeof *level);
@@ -52,7 +54,7 @@ inline int64_t match_keys(const LevelArgs& args, int64_t i, int64_t begin, int64
     return matched;
 }
 
-inline int64_t copy_dense(const LevelArgs& args, int64_t i, int64_t begin, int64_t n,
+inline int64_t copy_dense(const LevelLeaf& args, int64_t i, int64_t begin, int64_t n,
                           int64_t columns, int32_t* level, bool& valid) {
     const int8_t* given = args.dense + i * columns + begin;
     int32_t not_zero = 0, wrong = 0;
@@ -65,27 +67,82 @@ inline int64_t copy_dense(const LevelArgs& args, int64_t i, int64_t begin, int64
     return not_zero;
 }
 
+inline int64_t scatter_sparse(const LevelLeaf& args, int64_t i, int64_t begin, int64_t n,
+                              int32_t* level) {
+    memset(level, 0, n * sizeof *level);
+    const int32_t* last = args.indices + args.ends[i + 1];
+    const int32_t* entry =
+        std::lower_bound(args.indices + args.ends[i], last, static_cast<int32_t>(begin));
+    int64_t not_zero = 0;
+    for (; entry != last && *entry < begin + n; ++entry, ++not_zero)
+        level[*entry - begin] = args.levels[entry - args.indices];
+    return not_zero;
+}
+
+inline int64_t find_bands(const LevelLeaf& args, int64_t i, int64_t begin, int64_t n,
+                          int64_t columns, int32_t* level) {
+    const float* similarity = args.similarities + (i - args.first_row) * columns + begin;
+    memset(level, 0, n * sizeof *level);
+    int32_t found = 0;
+    for (int l = 0; l < args.max_level; ++l) {
+        if (args.by_column) {
+            const float* threshold = args.thresholds + l * args.threshold_stride + begin;
+            for (int64_t j = 0; j < n; ++j) {
+                const int32_t above = similarity[j] >= threshold[j];
+                level[j] += above;
+                found += above;
+            }
+        } else {
+            const float threshold = args.thresholds[i * args.threshold_stride + l];
+            for (int64_t j = 0; j < n; ++j) {
+                const int32_t above = similarity[j] >= threshold;
+                level[j] += above;
+                found += above;
+            }
+        }
+    }
+    return found;
+}
+
+inline int64_t leaf_levels(const LevelLeaf& leaf, int64_t i, int64_t begin, int64_t n,
+                           int64_t columns, int32_t* level, bool& valid) {
+    switch (leaf.kind) {
+        case LevelKind::kKeysPrefix:
+        case LevelKind::kKeysCount:
+            return match_keys(leaf, i, begin, n, columns, level);
+        case LevelKind::kDense:
+            return copy_dense(leaf, i, begin, n, columns, level, valid);
+        case LevelKind::kSparse:
+            return scatter_sparse(leaf, i, begin, n, level);
+        case LevelKind::kBands:
+            return find_bands(leaf, i, begin, n, columns, level);
+        case LevelKind::kDiagonal:
+            break;
+    }
+    memset(level, 0, n * sizeof *level);
+    if (i >= begin && i < begin + n) level[i - begin] = 1;
+    return 0;
+}
+
 // Levels of row i, columns begin .. begin + n. False: a level above L or below -1.
 inline bool row_levels(const LevelArgs& args, int64_t i, int64_t begin, int64_t n, int64_t columns,
                        ChunkLevels& out) {
     bool valid = true;
-    int64_t not_zero = 0;
-    switch (args.kind) {
-        case LevelKind::kDiagonal:
-            memset(out.level, 0, n * sizeof *out.level);
-            if (i >= begin && i < begin + n) out.level[i - begin] = 1;
-            break;
-        case LevelKind::kKeysPrefix:
-        case LevelKind::kKeysCount:
-            not_zero = match_keys(args, i, begin, n, columns, out.level);
-            break;
-        case LevelKind::kDense:
-            not_zero = copy_dense(args, i, begin, n, columns, out.level, valid);
-            break;
+    int64_t not_zero = leaf_levels(args.leaves[0], i, begin, n, columns, out.level, valid);
+    for (size_t k = 1; k < args.leaves.size(); ++k) {
+        int32_t other[kChunk];
+        bool other_valid = true;
+        not_zero += leaf_levels(args.leaves[k], i, begin, n, columns, other, other_valid);
+        valid = valid && other_valid;
+        for (int64_t j = 0; j < n; ++j) {
+            const int32_t a = out.level[j], b = other[j];
+            const int32_t higher = a > b ? a : b;
+            out.level[j] = (a | b) < 0 ? -1 : higher;
+        }
     }
-    if (args.query_ids) {
-        const int32_t id = args.query_ids[i];
-        const int32_t* ids = args.candidate_ids + begin;
+    for (const LevelExclusion& exclusion : args.exclusions) {
+        const int32_t id = exclusion.query_ids[i];
+        const int32_t* ids = exclusion.candidate_ids + begin;
         for (int64_t j = 0; j < n; ++j) out.level[j] = ids[j] == id ? -1 : out.level[j];
     }
     for (int64_t j = n; j < n + kPadding; ++j) out.level[j] = -1;

@@ -1,9 +1,10 @@
-// The two passes of one instruction set. Compiled once for each of them: GRAINRANK_ISA names it and
+// The passes of one instruction set. Compiled once for each of them: GRAINRANK_ISA names it and
 // its namespace, GRAINRANK_VECTOR_BYTES is the size of its vectors (0: plain numbers).
 #include "passes.h"
 
 #include "gradient_pass.h"
 #include "parallel.h"
+#include "softplus_pass.h"
 #include "table_pass.h"
 
 #define GRAINRANK_QUOTE(x) #x
@@ -15,32 +16,27 @@ namespace {
 
 constexpr int64_t kRowsPerPiece = 4;
 
-template <class T, class Values>
-using Row = bool (*)(const Block<T>&, const LevelArgs&, const Values&, int64_t);
-
-template <class T, class Values>
-struct RowLoop {
-    const Block<T>& block;
-    const LevelArgs& levels;
-    const Values& values;
-    Row<T, Values> row;
+// Runs `item`, one row or strip of a pass, over all of them.
+template <class Pass>
+struct Loop {
+    const Pass& pass;
+    bool (*item)(const Pass&, int64_t);
 };
 
-template <class T, class Values>
-int run_rows(void* context, int64_t begin, int64_t end) {
-    const auto& loop = *static_cast<const RowLoop<T, Values>*>(context);
-    for (int64_t row = begin; row < end; ++row)
-        if (!loop.row(loop.block, loop.levels, loop.values, row))
-            return static_cast<int>(Status::kLevelOutOfRange);
+template <class Pass>
+int run_items(void* context, int64_t begin, int64_t end) {
+    const auto& loop = *static_cast<const Loop<Pass>*>(context);
+    for (int64_t i = begin; i < end; ++i)
+        if (!loop.item(loop.pass, i)) return static_cast<int>(Status::kLevelOutOfRange);
     return static_cast<int>(Status::kOk);
 }
 
-template <class T, class Values>
-Status for_rows(const Block<T>& block, const LevelArgs& levels, const Values& values,
-                Row<T, Values> row) {
-    RowLoop<T, Values> loop{block, levels, values, row};
+template <class Pass>
+Status for_each(const Pass& pass, int64_t items, int64_t grain,
+                bool (*item)(const Pass&, int64_t)) {
+    Loop<Pass> loop{pass, item};
     return static_cast<Status>(
-        parallel_for(block.rows, kRowsPerPiece, block.num_threads, run_rows<T, Values>, &loop));
+        parallel_for(items, grain, pass.block.num_threads, run_items<Pass>, &loop));
 }
 
 template <int kCount>
@@ -66,40 +62,79 @@ Status with_levels(int max_level, Run run) {
 }
 
 template <class T>
-Status tables(const Block<T>& block, const LevelArgs& levels, const Tables<T>& out) {
+Status tables(const Block<T>& block, const LevelArgs& levels, const T* factors,
+              const Tables<T>& rows, const Tables<T>* columns, int64_t table_columns) {
+    const TablePass<T> pass{block, levels, factors, rows, columns, table_columns};
     return with_levels(levels.max_level, [&](auto count) {
         constexpr int kLevels = decltype(count)::kLevels;
-        return for_rows<T, Tables<T>>(
-            block, levels, out,
-            out.neg_lse ? table_row<T, true, kLevels> : table_row<T, false, kLevels>);
+        const bool all = rows.neg_lse;
+        const Status status =
+            for_each(pass, block.rows, kRowsPerPiece,
+                     all ? table_row<T, true, kLevels> : table_row<T, false, kLevels>);
+        if (!columns || status != Status::kOk) return status;
+        return for_each(pass, (table_columns + kStrip - 1) / kStrip, 1,
+                        all ? table_strip<T, true, kLevels> : table_strip<T, false, kLevels>);
+    });
+}
+
+template <class T, bool kFull, int kLevels>
+bool (*gradient_row(bool columns, bool plain))(const GradientPass<T>&, int64_t) {
+    if (plain)
+        return columns ? plain_gradient_row<T, kFull, kLevels, true>
+                       : plain_gradient_row<T, kFull, kLevels, false>;
+    return columns ? general_gradient_row<T, kFull, kLevels, true>
+                   : general_gradient_row<T, kFull, kLevels, false>;
+}
+
+template <class T>
+Status gradients(const Block<T>& block, const LevelArgs& levels, const GradientArgs<T>& in) {
+    const Channel<T>& first = *in.channels;
+    const bool plain = is_plain(block) && in.num_channels == 1 && !first.factors &&
+                       !first.rows.d_softplus && !first.moments && !in.row_moments &&
+                       !in.column_moments;
+    bool full = false;
+    for (int c = 0; c < in.num_channels; ++c) {
+        const Channel<T>& channel = in.channels[c];
+        full |= channel.rows.d_neg_lse || channel.rows.d_total || channel.columns.d_neg_lse ||
+                channel.columns.d_total;
+    }
+    const bool columns = first.columns.lse;
+    const GradientPass<T> pass{block, levels, in};
+    // The rows that share a row of column_moments belong to one thread.
+    const int64_t grain = in.column_moments ? kMomentRows : kRowsPerPiece;
+    if (in.column_moments) {
+        const int64_t pieces = (block.rows + kMomentRows - 1) / kMomentRows;
+        memset(in.column_moments, 0, sizeof(T) * pieces * block.columns);
+    }
+    return with_levels(levels.max_level, [&](auto count) {
+        constexpr int kLevels = decltype(count)::kLevels;
+        return for_each(pass, block.rows, grain,
+                        full ? gradient_row<T, true, kLevels>(columns, plain)
+                             : gradient_row<T, false, kLevels>(columns, plain));
     });
 }
 
 template <class T>
-Status gradients(const Block<T>& block, const LevelArgs& levels, const TableGradients<T>& in) {
-    const bool full = in.d_neg_lse || in.d_total;
-    return with_levels(levels.max_level, [&](auto count) {
-        constexpr int kLevels = decltype(count)::kLevels;
-        return for_rows<T, TableGradients<T>>(
-            block, levels, in,
-            full ? gradient_row<T, true, kLevels> : gradient_row<T, false, kLevels>);
-    });
+Status softplus_sums(const Block<T>& block, const LevelArgs& levels, const SoftplusArgs<T>& in) {
+    const SoftplusPass<T> pass{block, levels, in};
+    return for_each(pass, block.rows, kRowsPerPiece, softplus_row<T>);
 }
 
-template <class T>
-void exponential_array(const T* x, T* y, int64_t n) {
+template <class T, typename Lanes<T>::Float (*function)(typename Lanes<T>::Float)>
+void over_array(const T* x, T* y, int64_t n) {
     using V = Lanes<T>;
     int64_t j = 0;
-    for (; j + V::kWidth <= n; j += V::kWidth) V::store(y + j, exponential<T>(V::load(x + j)));
+    for (; j + V::kWidth <= n; j += V::kWidth) V::store(y + j, function(V::load(x + j)));
     T tail[V::kWidth] = {};
     memcpy(tail, x + j, (n - j) * sizeof(T));
-    V::store(tail, exponential<T>(V::load(tail)));
+    V::store(tail, function(V::load(tail)));
     memcpy(y + j, tail, (n - j) * sizeof(T));
 }
 
 template <class T>
 Passes<T> passes() {
-    return {tables<T>, gradients<T>, exponential_array<T>};
+    return {tables<T>, gradients<T>, softplus_sums<T>, over_array<T, exponential<T>>,
+            over_array<T, log1p_unit<T>>};
 }
 
 }  // namespace

@@ -1,33 +1,35 @@
-// Arguments of the two fused passes over a row block of similarities, and the table that the
+// Arguments of the fused passes over a row block of similarities, and the table that the
 // run-time choice of an instruction set fills. Letters as in the dimension key: N, M, K, L, R.
 #pragma once
 
 #include <cstdint>
+
+#include "level_args.h"
 
 namespace grainrank {
 
 // The value that lse, neg_lse and highest hold for an empty level; lowest holds its negative.
 // Finite, so that a difference of two empty levels is 0 and never NaN.
 constexpr double kEmpty = -1e30;
-constexpr int kMaxLevel = 15;
-constexpr int kMaxLevels = kMaxLevel + 1;
-
-enum class LevelKind : int { kDiagonal = 0, kKeysPrefix = 1, kKeysCount = 2, kDense = 3 };
-
 enum class Status : int { kOk = 0, kLevelOutOfRange = 1 };
 
-// Where the level of a pair comes from. All pointers belong to the whole batch, not to the block.
-struct LevelArgs {
-    LevelKind kind;
-    int max_level;                  // L
-    int64_t num_keys;               // K
-    const int32_t* query_keys;      // [N, K]
-    const int32_t* candidate_keys;  // [K, M]
-    const int8_t* dense;            // [N, M]
-    const int32_t* query_ids;       // [N] or null: pairs with equal ids are ignored
-    const int32_t* candidate_ids;   // [M] or null
+// Pairs of level 0 whose similarity is above the ceiling of their row are ignored: they are likely
+// to be positives that nobody labelled. Seen from a column (its own tables), above the ceiling of
+// the column.
+template <class T>
+struct CeilingArgs {
+    const T* rows;     // [N], or null: nothing is ignored
+    const T* columns;  // [M], or null
+    // [R, M]: of the block's pairs in another embedding space, or null: the similarities themselves.
+    const float* reference;
+    const int32_t* query_ids;      // [N] or null: pairs with equal ids are never ignored
+    const int32_t* candidate_ids;  // [M] or null
 };
 
+// A row block of similarities, and how they become logits: s = similarity * row_factor *
+// column_factor, z = scale * factor[level] * s (the factors of the levels belong to a channel), or
+// the curve of the circle loss, z = scale * max(s + m, 0) * (s - m) at level 0 and
+// scale * max(1 + m - s, 0) * (s - (1 - m)) above.
 template <class T>
 struct Block {
     T* similarities;  // [R, M], rows `row_stride` apart
@@ -35,44 +37,93 @@ struct Block {
     int64_t columns;  // M
     int64_t row_stride;
     int64_t first_row;  // of the batch
-    T scale;            // logit = scale * similarity
+    T scale;
+    const T* row_factors;     // [R], or null: 1
+    const T* column_factors;  // [M], or null: 1
+    bool circle;
+    T circle_margin;  // m
+    CeilingArgs<T> ceilings;
     int num_threads;
 };
 
-// Row tables of the block, [R, L + 1] each. A null pointer: not wanted.
+// Tables of the rows of a block [R, L + 1], or of its columns [M, L + 1]. neg_lse to lowest_at are
+// null together: not wanted.
 template <class T>
 struct Tables {
     T* lse;
-    T* neg_lse;  // levels >= 1
     T* total;
     int64_t* count;
+    T* neg_lse;  // levels >= 1
     T* highest;
     T* lowest;
-    int64_t* highest_at;  // column of the first highest logit, -1 for an empty level
+    int64_t* highest_at;  // column (row) of the first highest logit, -1 for an empty level
     int64_t* lowest_at;
 };
 
 // Row tables and the gradients of them, [R, L + 1] each. A null gradient is zero.
 template <class T>
-struct TableGradients {
+struct RowGradientArgs {
     const T* lse;
     const T* d_lse;
     const T* neg_lse;
     const T* d_neg_lse;
     const T* d_total;
-    const T* d_highest;
-    const int64_t* highest_at;
-    const T* d_lowest;
-    const int64_t* lowest_at;
+    const T* thresholds;  // of the softplus sums of the positives (see SoftplusArgs)
+    const T* d_softplus;
+};
+
+// The same of the columns, level by level: [L + 1, stride], stride a vector longer than M at least.
+template <class T>
+struct ColumnGradientArgs {
+    const T* lse;  // null: no column tables
+    const T* d_lse;
+    const T* neg_lse;
+    const T* d_neg_lse;
+    const T* d_total;
+    int64_t stride;
+};
+
+// One way of reading the similarities as logits, with its own tables.
+template <class T>
+struct Channel {
+    const T* factors;  // [L + 1], or null: 1
+    RowGradientArgs<T> rows;
+    ColumnGradientArgs<T> columns;
+    T* moments;  // [R, L + 1] or null: sums over the level of G * scale * s
+};
+
+template <class T>
+struct GradientArgs {
+    const Channel<T>* channels;
+    int num_channels;
+    T* row_moments;     // [R] or null: sums over the row of G * scale * s
+    T* column_moments;  // [ceil(R / kMomentRows), M] or null: over kMomentRows rows of the column
+};
+constexpr int64_t kMomentRows = 64;
+
+// Sums over the pairs of a level of softplus(x), x = z - threshold at level 0, threshold - z above.
+template <class T>
+struct SoftplusArgs {
+    const T* factors;     // [L + 1], or null: 1
+    const T* thresholds;  // [R, L + 1], or [L + 1] with stride 0
+    int64_t threshold_stride;
+    const T* weights;  // [L + 1]: the similarities are replaced by weight * d softplus / dz; or null
+    bool positives;    // levels >= 1 alone
+    T* value;          // [R, L + 1]
+    T* slope;          // [R, L + 1]: sums of the derivatives sigmoid(x)
 };
 
 template <class T>
 struct Passes {
-    // One pass over the block: level, logit, tables.
-    Status (*tables)(const Block<T>&, const LevelArgs&, const Tables<T>&);
-    // One pass over the block: the similarities are replaced by the gradient G of the logits.
-    Status (*gradients)(const Block<T>&, const LevelArgs&, const TableGradients<T>&);
+    // Level, logit, tables of the rows and, where `columns` is not null, of the first
+    // `table_columns` columns.
+    Status (*tables)(const Block<T>&, const LevelArgs&, const T* factors, const Tables<T>& rows,
+                     const Tables<T>* columns, int64_t table_columns);
+    // The similarities are replaced by G, the gradient of `scale * s`, times the block's factors.
+    Status (*gradients)(const Block<T>&, const LevelArgs&, const GradientArgs<T>&);
+    Status (*softplus)(const Block<T>&, const LevelArgs&, const SoftplusArgs<T>&);
     void (*exponential)(const T* x, T* y, int64_t n);
+    void (*log1p)(const T* x, T* y, int64_t n);  // 0 <= x <= 1
 };
 
 struct InstructionSet {

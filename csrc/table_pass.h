@@ -1,10 +1,12 @@
-// Row tables of a block: one pass, chunk by chunk. In a chunk the extremes of each level come
-// first, so that every exponential is taken against the running maximum of its own level.
+// Row and column tables of a block: one pass each, chunk by chunk. In a chunk the extremes of each
+// level come first, so that every exponential is taken against the running maximum of its own level.
 #pragma once
 
 #include <math.h>
 
-#include "level_row.h"
+#include <type_traits>
+
+#include "logits.h"
 
 namespace grainrank {
 namespace GRAINRANK_ISA {
@@ -18,114 +20,142 @@ GRAINRANK_INLINE T shifted_log(T sum, T shift) {
     return static_cast<T>(::log(static_cast<double>(sum)) + static_cast<double>(shift));
 }
 
-// Logits of a row are close when they differ by at most this: exp of the difference is far from
-// underflow, and the logarithm of a sum of such exponentials is no larger than the logits
-// themselves may be.
+// Logits are close when they differ by at most this: exp of the difference is far from underflow,
+// and the logarithm of a sum of such exponentials is no larger than the logits themselves may be.
 constexpr double kClose = 32.0;
 
-// One row in progress. kFull: every table; otherwise lse and count alone. kLevels: L + 1 where it
-// is known when compiled, so that the accumulators are registers; 0: any.
-template <class T, bool kFull, int kLevels>
-class RowTables {
+// Along a row a vector holds kWidth columns, whose results come together at the end of a chunk.
+// Across columns every lane is a column of its own, and a step goes one row down.
+enum class Lane { kAlong, kAcross };
+
+// The tables of one row (kAlong) or of kWidth columns (kAcross) in progress. kAll: every table;
+// otherwise lse, total and count. kLevels: L + 1 where it is known when compiled, so that the
+// accumulators are registers; 0: any.
+template <class T, bool kAll, int kLevels, Lane kLane>
+class LevelTables {
     static constexpr int kSlots = kLevels > 0 ? kLevels : kMaxLevels;
+    static constexpr bool kAcross = kLane == Lane::kAcross;
     using V = Lanes<T>;
     using Float = typename V::Float;
     using Integer = typename V::Integer;
+    using Value = std::conditional_t<kAcross, Float, T>;
+    using Count = std::conditional_t<kAcross, Integer, int64_t>;
 
   public:
-    explicit RowTables(int max_level) : levels_(max_level + 1) {
+    void start(int max_level) {
+        levels_ = max_level + 1;
+        row_highest_ = constant(T(kEmpty));
+        row_lowest_ = constant(T(-kEmpty));
         for (int l = 0; l < size(); ++l) {
-            highest_[l] = T(kEmpty);
-            lowest_[l] = T(-kEmpty);
-            sum_[l] = negative_sum_[l] = total_[l] = T(0);
-            count_[l] = 0;
-            highest_at_[l] = lowest_at_[l] = -1;
+            highest_[l] = constant(T(kEmpty));
+            lowest_[l] = constant(T(-kEmpty));
+            sum_[l] = negative_sum_[l] = total_[l] = Value{};
+            count_[l] = Count{};
+            highest_at_[l] = lowest_at_[l] = Count{} - 1;
         }
     }
 
-    // z, levels: n logits and their levels, padded with level -1 to a whole number of vectors.
-    void add_chunk(const T* z, const ChunkLevels& levels, int64_t first_column, int64_t n) {
-        if constexpr (!kFull)
-            if (add_close(z, levels.level, levels.mixed, n)) return;
-        add_extremes(z, levels.level, levels.mixed, first_column, n);
-        add_exponentials(z, levels.level, levels.mixed, n);
+    // z, levels: `steps` vectors of logits and their levels, `stride` apart; pairs of level -1
+    // count for nothing. `first` is the column (kAcross: the row) of the first step.
+    void add_chunk(const T* z, const int32_t* levels, bool mixed, int64_t first, int64_t steps,
+                   int64_t stride) {
+        if constexpr (!kAll)
+            if (add_close(z, levels, mixed, steps, stride)) return;
+        add_extremes(z, levels, mixed, first, steps, stride);
+        add_exponentials(z, levels, mixed, steps, stride);
     }
 
-    void write(const Tables<T>& out, int64_t row) const {
-        for (int l = 0; l < size(); ++l) {
-            const int64_t at = row * levels_ + l;
-            const bool empty = count_[l] == 0;
-            out.lse[at] = empty ? T(kEmpty) : shifted_log(sum_[l], highest_[l]);
-            out.count[at] = count_[l];
-            if constexpr (kFull) {
-                const bool no_negative = empty || l == 0;
-                out.neg_lse[at] =
-                    no_negative ? T(kEmpty) : shifted_log(negative_sum_[l], -lowest_[l]);
-                out.total[at] = total_[l];
-                // Comparisons pass NaN over, sums do not.
-                const bool nan = total_[l] != total_[l];
-                out.highest[at] = nan ? total_[l] : highest_[l];
-                out.lowest[at] = nan ? total_[l] : lowest_[l];
-                out.highest_at[at] = highest_at_[l];
-                out.lowest_at[at] = lowest_at_[l];
-            }
-        }
+    // The row `row`, or the columns row .. row + lanes.
+    void write(const Tables<T>& out, int64_t row, int lanes) const {
+        for (int lane = 0; lane < lanes; ++lane)
+            for (int l = 0; l < size(); ++l) write_level(out, row + lane, lane, l);
     }
 
   private:
-    // The usual case, where all logits of the row so far lie close together: one shift serves every
-    // level, and the extremes of the levels are not looked for. False: they do not, nothing is
-    // done.
-    bool add_close(const T* z, const int32_t* levels, bool mixed, int64_t n) {
-        Float high = V::splat(row_highest_), low = V::splat(row_lowest_);
-        for (int64_t j = 0; j < n; j += V::kWidth) {
-            const Float x = V::load(z + j);
+    void write_level(const Tables<T>& out, int64_t row, int lane, int l) const {
+        const int64_t at = row * levels_ + l;
+        const int64_t count = pick(count_[l], lane);
+        const bool empty = count == 0;
+        const T total = pick(total_[l], lane);
+        out.lse[at] =
+            empty ? T(kEmpty) : shifted_log(pick(sum_[l], lane), pick(highest_[l], lane));
+        out.total[at] = total;
+        out.count[at] = count;
+        if constexpr (kAll) {
+            const T highest = pick(highest_[l], lane), lowest = pick(lowest_[l], lane);
+            out.neg_lse[at] = empty || l == 0
+                                  ? T(kEmpty)
+                                  : shifted_log(pick(negative_sum_[l], lane), -lowest);
+            // Comparisons pass NaN over, sums do not.
+            const bool nan = total != total;
+            out.highest[at] = nan ? total : highest;
+            out.lowest[at] = nan ? total : lowest;
+            out.highest_at[at] = pick(highest_at_[l], lane);
+            out.lowest_at[at] = pick(lowest_at_[l], lane);
+        }
+    }
+
+    // The usual case, where all logits so far lie close together: one shift serves every level, and
+    // the extremes of the levels are not looked for. False: they do not, nothing is done.
+    bool add_close(const T* z, const int32_t* levels, bool mixed, int64_t steps, int64_t stride) {
+        Float high = spread(row_highest_), low = spread(row_lowest_);
+        for (int64_t s = 0; s < steps; ++s) {
+            const Float x = V::load(z + s * stride);
             high = x > high ? x : high;
             low = x < low ? x : low;
         }
-        row_lowest_ = V::min(low);
-        const T shift = V::max(high);
-        if (!(shift - row_lowest_ <= T(kClose))) {
-            row_lowest_ = T(kEmpty);  // the range only grows: not close for the rest of the row
+        row_lowest_ = lowest(low);
+        const Value shift = highest(high);
+        if (!(V::max(spread(shift - row_lowest_)) <= T(kClose))) {
+            row_lowest_ = constant(T(kEmpty));  // the range only grows: not close from here on
             return false;
         }
-        if (shift > row_highest_) {
-            const T factor = scalar_exp(row_highest_ - shift);
-            for (int l = 0; l < size(); ++l) sum_[l] *= factor;
-            row_highest_ = shift;
-        }
-        Float sum[kSlots];
+        rescale(row_highest_, shift);
+        Float sum[kSlots], total[kSlots];
         Integer count[kSlots];
         int64_t zero_vectors = 0;
         for (int l = 0; l < size(); ++l) {
-            sum[l] = Float{};
+            sum[l] = total[l] = Float{};
             count[l] = Integer{};
         }
-        const Float shifts = V::splat(shift);
-        for (int64_t j = 0; j < n; j += V::kWidth) {
-            const Float e = probability<T>(V::load(z + j) - shifts);
-            if (!mixed && V::all_zero(levels + j)) {
+        const Float shifts = spread(shift);
+        for (int64_t s = 0; s < steps; ++s) {
+            const Float x = V::load(z + s * stride);
+            const Float e = probability<T>(x - shifts);
+            if (!mixed && V::all_zero(levels + s * stride)) {
                 sum[0] += e;
+                total[0] += x;
                 ++zero_vectors;
                 continue;
             }
-            const Integer level = V::load_levels(levels + j);
+            const Integer level = V::load_levels(levels + s * stride);
             for (int l = 0; l < size(); ++l) {
                 const auto here = level == V::splat_integer(l);
                 sum[l] += here ? e : Float{};
+                total[l] += here ? x : Float{};
                 count[l] += here ? V::splat_integer(1) : Integer{};
             }
         }
         for (int l = 0; l < size(); ++l) {
-            sum_[l] += V::sum(sum[l]);
-            count_[l] += V::sum_integer(count[l]) + (l == 0 ? zero_vectors * V::kWidth : 0);
-            if (count_[l] > 0) highest_[l] = shift;
+            sum_[l] += added(sum[l]);
+            total_[l] += added(total[l]);
+            count_[l] += counted(count[l], l == 0 ? zero_vectors : 0);
+            highest_[l] = count_[l] > Count{} ? shift : highest_[l];
         }
         return true;
     }
 
-    void add_extremes(const T* z, const int32_t* levels, bool mixed, int64_t first_column,
-                      int64_t n) {
+    // Every sum from the shift `old` to the shift `shift`, which is not lower.
+    void rescale(Value& old, Value shift) {
+        if constexpr (!kAcross)
+            if (!(shift > old)) return;
+        const Value factor = shifted_exp(old - shift);
+        for (int l = 0; l < size(); ++l) sum_[l] *= factor;
+        old = shift;
+    }
+
+    void add_extremes(const T* z, const int32_t* levels, bool mixed, int64_t first, int64_t steps,
+                      int64_t stride) {
         Float high[kSlots], low[kSlots], total[kSlots];
         Integer count[kSlots];
         int64_t zero_vectors = 0;
@@ -135,133 +165,295 @@ class RowTables {
             total[l] = Float{};
             count[l] = Integer{};
         }
-        for (int64_t j = 0; j < n; j += V::kWidth) {
-            const Float x = V::load(z + j);
-            if (!mixed && V::all_zero(levels + j)) {
+        for (int64_t s = 0; s < steps; ++s) {
+            const Float x = V::load(z + s * stride);
+            if (!mixed && V::all_zero(levels + s * stride)) {
                 high[0] = x > high[0] ? x : high[0];
-                if constexpr (kFull) {
-                    low[0] = x < low[0] ? x : low[0];
-                    total[0] += x;
-                }
+                total[0] += x;
+                if constexpr (kAll) low[0] = x < low[0] ? x : low[0];
                 ++zero_vectors;
                 continue;
             }
-            const Integer level = V::load_levels(levels + j);
+            const Integer level = V::load_levels(levels + s * stride);
             for (int l = 0; l < size(); ++l) {
                 const auto here = level == V::splat_integer(l);
                 count[l] += here ? V::splat_integer(1) : Integer{};
+                total[l] += here ? x : Float{};
                 const Float x_high = here ? x : high[l];
                 high[l] = x_high > high[l] ? x_high : high[l];
-                if constexpr (kFull) {
+                if constexpr (kAll) {
                     const Float x_low = here ? x : low[l];
                     low[l] = x_low < low[l] ? x_low : low[l];
-                    total[l] += here ? x : Float{};
                 }
             }
         }
+        const Chunk chunk{z, levels, first, steps, stride};
         for (int l = 0; l < size(); ++l) {
-            const int64_t found =
-                V::sum_integer(count[l]) + (l == 0 ? zero_vectors * V::kWidth : 0);
-            if (found == 0) continue;
-            count_[l] += found;
-            raise(l, V::max(high[l]), z, levels, first_column, n);
-            if constexpr (kFull) {
-                lower(l, V::min(low[l]), z, levels, first_column, n);
-                total_[l] += V::sum(total[l]);
-            }
+            count_[l] += counted(count[l], l == 0 ? zero_vectors : 0);
+            total_[l] += added(total[l]);
+            raise(l, highest(high[l]), chunk);
+            if constexpr (kAll) lower(l, lowest(low[l]), chunk);
         }
     }
 
-    void raise(int l, T high, const T* z, const int32_t* levels, int64_t first_column, int64_t n) {
-        if (!(high > highest_[l])) return;
-        sum_[l] *= scalar_exp(highest_[l] - high);
-        highest_[l] = high;
-        if constexpr (kFull) highest_at_[l] = first_column + find(l, high, z, levels, n);
+    struct Chunk {
+        const T* z;
+        const int32_t* levels;
+        int64_t first, steps, stride;
+    };
+
+    void raise(int l, Value high, const Chunk& chunk) {
+        if constexpr (kAcross) {
+            const Value higher = high > highest_[l] ? high : highest_[l];
+            if constexpr (kAll) find(l, higher, highest_[l], chunk, highest_at_[l]);
+            sum_[l] *= shifted_exp(highest_[l] - higher);
+            highest_[l] = higher;
+        } else {
+            if (!(high > highest_[l])) return;
+            sum_[l] *= shifted_exp(highest_[l] - high);
+            highest_[l] = high;
+            if constexpr (kAll) highest_at_[l] = chunk.first + position(l, high, chunk);
+        }
     }
 
-    void lower(int l, T low, const T* z, const int32_t* levels, int64_t first_column, int64_t n) {
-        if (!(low < lowest_[l])) return;
-        negative_sum_[l] *= scalar_exp(low - lowest_[l]);
-        lowest_[l] = low;
-        lowest_at_[l] = first_column + find(l, low, z, levels, n);
+    void lower(int l, Value low, const Chunk& chunk) {
+        if constexpr (kAcross) {
+            const Value lower = low < lowest_[l] ? low : lowest_[l];
+            find(l, lower, lowest_[l], chunk, lowest_at_[l]);
+            negative_sum_[l] *= shifted_exp(lower - lowest_[l]);
+            lowest_[l] = lower;
+        } else {
+            if (!(low < lowest_[l])) return;
+            negative_sum_[l] *= shifted_exp(low - lowest_[l]);
+            lowest_[l] = low;
+            lowest_at_[l] = chunk.first + position(l, low, chunk);
+        }
     }
 
-    static int64_t find(int l, T value, const T* z, const int32_t* levels, int64_t n) {
+    // Along a row: where in the chunk the level first has the value.
+    static int64_t position(int l, T value, const Chunk& chunk) {
+        const int64_t n = chunk.steps * V::kWidth;
         int64_t j = 0;
-        while (j < n && !(levels[j] == l && z[j] == value)) ++j;
+        while (j < n && !(chunk.levels[j] == l && chunk.z[j] == value)) ++j;
         return j;
     }
 
-    void add_exponentials(const T* z, const int32_t* levels, bool mixed, int64_t n) {
+    // Across columns: in the lanes where `value` is not `old`, the first row that has it.
+    static void find(int l, Value value, Value old, const Chunk& chunk, Count& at) {
+        T values[V::kWidth], olds[V::kWidth];
+        typename V::ScalarInteger rows[V::kWidth];
+        memcpy(values, &value, sizeof values);
+        memcpy(olds, &old, sizeof olds);
+        memcpy(rows, &at, sizeof rows);
+        for (int lane = 0; lane < V::kWidth; ++lane) {
+            if (values[lane] == olds[lane]) continue;
+            int64_t s = 0;
+            while (s < chunk.steps && !(chunk.levels[s * chunk.stride + lane] == l &&
+                                        chunk.z[s * chunk.stride + lane] == values[lane]))
+                ++s;
+            rows[lane] = static_cast<typename V::ScalarInteger>(chunk.first + s);
+        }
+        memcpy(&at, rows, sizeof rows);
+    }
+
+    void add_exponentials(const T* z, const int32_t* levels, bool mixed, int64_t steps,
+                          int64_t stride) {
         Float sum[kSlots], negative_sum[kSlots], high[kSlots], low[kSlots];
         for (int l = 0; l < size(); ++l) {
             sum[l] = negative_sum[l] = Float{};
-            high[l] = V::splat(highest_[l]);
-            low[l] = V::splat(lowest_[l]);
+            high[l] = spread(highest_[l]);
+            low[l] = spread(lowest_[l]);
         }
-        for (int64_t j = 0; j < n; j += V::kWidth) {
-            const Float x = V::load(z + j);
-            if (!mixed && V::all_zero(levels + j)) {
+        for (int64_t s = 0; s < steps; ++s) {
+            const Float x = V::load(z + s * stride);
+            if (!mixed && V::all_zero(levels + s * stride)) {
                 sum[0] += exponential<T>(x - high[0]);
                 continue;
             }
-            const Integer level = V::load_levels(levels + j);
+            const Integer level = V::load_levels(levels + s * stride);
             Float x_high = high[0], x_low = low[0];
             for (int l = 1; l < size(); ++l) {
                 const auto here = level == V::splat_integer(l);
                 x_high = here ? high[l] : x_high;
-                if constexpr (kFull) x_low = here ? low[l] : x_low;
+                if constexpr (kAll) x_low = here ? low[l] : x_low;
             }
             const Float e = exponential<T>(x - x_high);
             for (int l = 0; l < size(); ++l) sum[l] += level == V::splat_integer(l) ? e : Float{};
-            if constexpr (kFull) {
+            if constexpr (kAll) {
                 const Float negative = exponential<T>(x_low - x);
                 for (int l = 1; l < size(); ++l)
                     negative_sum[l] += level == V::splat_integer(l) ? negative : Float{};
             }
         }
         for (int l = 0; l < size(); ++l) {
-            sum_[l] += V::sum(sum[l]);
-            if constexpr (kFull) negative_sum_[l] += V::sum(negative_sum[l]);
+            sum_[l] += added(sum[l]);
+            if constexpr (kAll) negative_sum_[l] += added(negative_sum[l]);
+        }
+    }
+
+    // What a chunk's lanes come to: one number along a row, themselves across columns.
+    static GRAINRANK_INLINE Value added(Float v) {
+        if constexpr (kAcross)
+            return v;
+        else
+            return V::sum(v);
+    }
+    static GRAINRANK_INLINE Value highest(Float v) {
+        if constexpr (kAcross)
+            return v;
+        else
+            return V::max(v);
+    }
+    static GRAINRANK_INLINE Value lowest(Float v) {
+        if constexpr (kAcross)
+            return v;
+        else
+            return V::min(v);
+    }
+    static GRAINRANK_INLINE Count counted(Integer v, int64_t zero_vectors) {
+        if constexpr (kAcross)
+            return v + static_cast<typename V::ScalarInteger>(zero_vectors);
+        else
+            return V::sum_integer(v) + zero_vectors * V::kWidth;
+    }
+    static GRAINRANK_INLINE Float spread(Value v) {
+        if constexpr (kAcross)
+            return v;
+        else
+            return V::splat(v);
+    }
+    static GRAINRANK_INLINE Value constant(T x) {
+        if constexpr (kAcross)
+            return V::splat(x);
+        else
+            return x;
+    }
+    static GRAINRANK_INLINE Value shifted_exp(Value x) {
+        if constexpr (kAcross)
+            return exponential<T>(x);
+        else
+            return scalar_exp(x);
+    }
+    template <class W>
+    static GRAINRANK_INLINE auto pick(const W& value, int lane) {
+        if constexpr (sizeof(W) == sizeof(T) * V::kWidth && kAcross) {
+            std::conditional_t<std::is_same_v<W, Float>, T, typename V::ScalarInteger>
+                lanes[V::kWidth];
+            memcpy(lanes, &value, sizeof lanes);
+            return lanes[lane];
+        } else {
+            return value;
         }
     }
 
     GRAINRANK_INLINE int size() const { return kLevels > 0 ? kLevels : levels_; }
 
-    int levels_;                                           // L + 1
-    T row_highest_ = T(kEmpty), row_lowest_ = T(-kEmpty);  // over the levels, while close
+    int levels_;                      // L + 1
+    Value row_highest_, row_lowest_;  // over the levels, while close
     // highest_ is what sum_ is taken against; after close chunks it is not below the highest logit.
-    T highest_[kSlots], lowest_[kSlots];
-    T sum_[kSlots];           // of exp(z - highest)
-    T negative_sum_[kSlots];  // of exp(lowest - z)
-    T total_[kSlots];
-    int64_t count_[kSlots], highest_at_[kSlots], lowest_at_[kSlots];
+    Value highest_[kSlots], lowest_[kSlots];
+    Value sum_[kSlots];           // of exp(z - highest)
+    Value negative_sum_[kSlots];  // of exp(lowest - z)
+    Value total_[kSlots];
+    Count count_[kSlots], highest_at_[kSlots], lowest_at_[kSlots];
 };
 
-// Columns of a chunk: no more than 64 numbers (32 without vectors) are added into one lane before
-// the lanes are added up, as pairwise summation would; long sums in one lane lose the accuracy of
-// short ones.
+// No more than 64 numbers (32 without vectors) are added into one lane before the lanes are added
+// up, as pairwise summation would; long sums in one lane lose the accuracy of short ones.
 template <class T>
-constexpr int64_t kLaneSums = Lanes<T>::kWidth == 1 ? 32 : 64 * Lanes<T>::kWidth;
+constexpr int64_t kLaneTerms = Lanes<T>::kWidth == 1 ? 32 : 64;
 template <class T>
-constexpr int64_t kTableChunk = kLaneSums<T> < kChunk ? kLaneSums<T> : kChunk;
+constexpr int64_t kTableChunk = kLaneTerms<T>* Lanes<T>::kWidth < kChunk
+                                    ? kLaneTerms<T>* Lanes<T>::kWidth
+                                    : kChunk;
 
-template <class T, bool kFull, int kLevels>
-bool table_row(const Block<T>& block, const LevelArgs& levels, const Tables<T>& out, int64_t row) {
+template <class T>
+struct TablePass {
+    const Block<T>& block;
+    const LevelArgs& levels;
+    const T* factors;
+    const Tables<T>& rows;
+    const Tables<T>* columns;
+    int64_t table_columns;
+};
+
+template <class T, bool kAll, int kLevels>
+bool table_row(const TablePass<T>& pass, int64_t r) {
+    const Block<T>& block = pass.block;
     alignas(64) T z[kTableChunk<T> + kPadding];
+    T scratch[kTableChunk<T>];
     ChunkLevels chunk;
-    RowTables<T, kFull, kLevels> tables(levels.max_level);
-    const T* similarity = block.similarities + row * block.row_stride;
+    LevelTables<T, kAll, kLevels, Lane::kAlong> tables;
+    tables.start(pass.levels.max_level);
     for (int64_t begin = 0; begin < block.columns; begin += kTableChunk<T>) {
         const int64_t left = block.columns - begin;
         const int64_t n = left < kTableChunk<T> ? left : kTableChunk<T>;
-        if (!row_levels(levels, block.first_row + row, begin, n, block.columns, chunk))
+        if (!row_levels(pass.levels, block.first_row + r, begin, n, block.columns, chunk))
             return false;
-        for (int64_t j = 0; j < n; ++j) z[j] = logit(similarity[begin + j], block.scale);
+        const T* s = similarities(block, r, begin, n, scratch);
+        apply_ceiling(block, false, r, begin, n, s, chunk.level);
+        logits(block, pass.factors, s, chunk.level, n, z);
         for (int64_t j = n; j < n + kPadding; ++j) z[j] = z[n - 1];
-        tables.add_chunk(z, chunk, begin, n);
+        const int64_t steps = (n + Lanes<T>::kWidth - 1) / Lanes<T>::kWidth;
+        tables.add_chunk(z, chunk.level, chunk.mixed, begin, steps, Lanes<T>::kWidth);
     }
-    tables.write(out, row);
+    tables.write(pass.rows, r, 1);
+    return true;
+}
+
+// Columns handled together: enough that a row of the strip fills cache lines, few enough that the
+// logits and levels of kLaneTerms rows stay in the first-level cache.
+constexpr int64_t kStrip = 64;
+
+// A strip's rows lie too far apart for the machine to guess the next ones.
+constexpr int64_t kAhead = 16;
+
+template <class T>
+GRAINRANK_INLINE void prefetch(const Block<T>& block, int64_t r, int64_t begin) {
+    if (r >= block.rows) return;
+    const T* row = block.similarities + r * block.row_stride + begin;
+    for (int64_t j = 0; j < kStrip; j += 64 / static_cast<int64_t>(sizeof(T)))
+        __builtin_prefetch(row + j);
+}
+
+template <class T, bool kAll, int kLevels>
+bool table_strip(const TablePass<T>& pass, int64_t strip) {
+    const Block<T>& block = pass.block;
+    constexpr int kWidth = Lanes<T>::kWidth;
+    constexpr int kVectors = static_cast<int>(kStrip) / kWidth;
+    alignas(64) T z[kLaneTerms<T> * kStrip];
+    alignas(64) int32_t levels[kLaneTerms<T> * kStrip];
+    T scratch[kStrip];
+    ChunkLevels row;
+    LevelTables<T, kAll, kLevels, Lane::kAcross> tables[kVectors];
+    for (auto& t : tables) t.start(pass.levels.max_level);
+    const int64_t begin = strip * kStrip, left = pass.table_columns - begin;
+    const int64_t n = left < kStrip ? left : kStrip;
+    for (int64_t first = 0; first < block.rows; first += kLaneTerms<T>) {
+        const int64_t rest = block.rows - first;
+        const int64_t steps = rest < kLaneTerms<T> ? rest : kLaneTerms<T>;
+        int64_t mixed = 0;
+        for (int64_t i = 0; i < steps; ++i) {
+            const int64_t r = first + i;
+            prefetch(block, r + kAhead, begin);
+            if (!row_levels(pass.levels, block.first_row + r, begin, n, block.columns, row))
+                return false;
+            const T* s = similarities(block, r, begin, n, scratch);
+            apply_ceiling(block, true, r, begin, n, s, row.level);
+            logits(block, pass.factors, s, row.level, n, z + i * kStrip);
+            for (int64_t j = n; j < kStrip; ++j) z[i * kStrip + j] = T(0);
+            memcpy(levels + i * kStrip, row.level, sizeof(int32_t) * kStrip);
+            mixed += row.mixed;
+        }
+        for (int v = 0; v < kVectors && v * kWidth < n; ++v)
+            tables[v].add_chunk(z + v * kWidth, levels + v * kWidth, mixed * 2 > steps,
+                                block.first_row + first, steps, kStrip);
+    }
+    for (int v = 0; v < kVectors && v * kWidth < n; ++v) {
+        const int64_t lanes = n - v * kWidth;
+        tables[v].write(*pass.columns, begin + v * kWidth,
+                        static_cast<int>(lanes < kWidth ? lanes : kWidth));
+    }
     return true;
 }
 

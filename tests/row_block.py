@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource
+from grainrank.batch import Batch
 from grainrank.cpu import CpuPasses
-from grainrank.sweep import TableSet
+from grainrank.sweep import Block, Channel
+from grainrank.table_sets import TableGradientSet, TableSet
 from grainrank.testing import Shape, make_dense_levels, make_inputs
 
 N, START, ROWS = 9, 2, 5  # a block in the middle of a batch of N queries
@@ -40,7 +42,21 @@ def block(m: int, dtype: torch.dtype, ties: bool = False) -> Tensor:
     return memory[:ROWS, :m]
 
 
+def passes(s: Tensor, levels: LevelSource, name: str) -> CpuPasses:
+    """Of a batch whose embeddings nobody reads: the passes see similarities."""
+    q, c = s.new_zeros(N, 1), s.new_zeros(s.shape[1], 1)
+    return CpuPasses(Batch(q, c, torch.tensor(SCALE, dtype=s.dtype), levels), name)
+
+
 def run_tables(s: Tensor, levels: LevelSource, name: str, full: bool = True) -> TableSet:
-    out = TableSet.empty(ROWS, levels.max_level, s.dtype, s.device, full)
-    CpuPasses(levels, torch.tensor(SCALE, dtype=s.dtype), name).tables(s, START, out)
+    out = TableSet.empty(ROWS, levels.max_level + 1, dtype=s.dtype, device=s.device, full=full)
+    passes(s, levels, name).tables(Block(s, START, 0, None, None), 0, out, None)
     return out
+
+
+def run_gradients_(
+    s: Tensor, levels: LevelSource, tables: TableSet, d_tables: TableGradientSet, name: str
+) -> None:
+    """Writes the gradients over the similarities."""
+    channel = Channel(tables, d_tables)
+    passes(s, levels, name).gradients_(Block(s, START, 0, None, None), [channel], None, None)

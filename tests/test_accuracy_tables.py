@@ -19,7 +19,7 @@ from three_ways import (
 from torch import Tensor
 
 from grainrank import DenseLevels, LevelSource
-from grainrank.reference import logits
+from grainrank.reference import normalize
 from grainrank.testing import DTYPES, SHAPES, Inputs, Shape, make_dense_levels, make_inputs
 
 CASES = [pytest.param(s, d, id=s.id(d)) for s in SHAPES for d in DTYPES.values()]
@@ -30,10 +30,11 @@ def draws(shape: Shape) -> int:
 
 
 def exact_logits(inputs: Inputs, options: LossOptions) -> Tensor:
-    """[N, M], float64."""
-    scale = torch.tensor(options.scale, dtype=torch.float64)
-    z, *_ = logits(inputs.queries, inputs.candidates, scale, options.normalize)
-    return z
+    """In float64."""
+    q, c = inputs.queries.double(), inputs.candidates.double()
+    if options.normalize:
+        q, c = normalize(q)[0], normalize(c)[0]
+    return options.scale * (q @ c.T)
 
 
 def clear(z: Tensor, level: Tensor, max_level: int) -> Tensor:

@@ -10,10 +10,12 @@ import torch
 import torch._dynamo.testing
 from torch import Tensor
 
+import grainrank
 from grainrank import (
     DenseLevels,
     GrainKeys,
     MultiLevelRankingLoss,
+    SparseLevels,
     level_statistics,
     multi_level_ranking_loss,
 )
@@ -101,3 +103,80 @@ def test_reference_backend_and_module() -> None:
     torch.testing.assert_close(got, expected)
     for a, b in zip(got_stats, expected_stats, strict=True):
         torch.testing.assert_close(a, b)
+
+
+LOSSES: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "info_nce joint": (grainrank.info_nce_loss, {"temperature": 0.2, "direction": "joint"}),
+    "clip prefixes": (grainrank.clip_loss, {"temperature": 0.2, "matryoshka_dims": (4, 16)}),
+    "sup_con": (grainrank.sup_con_loss, {"temperature": 0.2}),
+    "hard_negative_nce": (grainrank.hard_negative_nce_loss, {"temperature": 0.2}),
+    "rince": (grainrank.rince_loss, {"level_temperatures": [0.3, 0.2, 0.1]}),
+    "rince out": (grainrank.rince_loss, {"temperature": 0.2, "form": "out"}),
+    "hmlc": (grainrank.hmlc_loss, {"temperature": 0.2}),
+    "csl": (grainrank.csl_loss, {"temperature": 0.2}),
+    "pairwise": (grainrank.pairwise_ranking_loss, {"temperature": 0.2, "margin": 1.0}),
+    "cosent": (grainrank.cosent_loss, {"temperature": 0.2}),
+    "list_net": (grainrank.list_net_loss, {"temperature": 0.2}),
+    "softmax_ranking": (grainrank.softmax_ranking_loss, {"temperature": 0.2}),
+    "unique_softmax": (grainrank.unique_softmax_loss, {"temperature": 0.2}),
+    "circle": (grainrank.circle_loss, {}),
+    "multi_similarity": (grainrank.multi_similarity_loss, {}),
+    "siglip": (grainrank.siglip_loss, {"temperature": 0.2, "logit_bias": -2.0}),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss(name: str) -> None:
+    loss, options = LOSSES[name]
+    q, c, _, q_keys, c_keys = inputs(Shape(12, 17, 16, 3))
+
+    def step(q: Tensor, c: Tensor) -> Tensor:
+        value: Tensor = loss(q, c, GrainKeys(q_keys, c_keys), **options)
+        return value
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    results = []
+    for run in (step, compiled):
+        value = run(q, c)
+        results.append((value, *torch.autograd.grad(value, [q, c])))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_filtered_levels_with_a_memory() -> None:
+    """The margin's own sweep, a union, excluded pairs and a queue, in one graph."""
+    q, c, _, q_keys, c_keys = inputs(Shape(12, 17, 16, 3))
+    memory = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    keys = torch.cat([c_keys, c_keys[:5]])
+    sparse = SparseLevels.from_qrels(range(12), range(22), {(1, 2): 2, (3, 20): -1})
+    ids = torch.arange(22)
+
+    def step(q: Tensor, c: Tensor) -> Tensor:
+        levels = (GrainKeys(q_keys, keys) | sparse).exclude(ids[:12], ids)
+        levels = levels.false_negative_margin(0.1)
+        loss: Tensor = grainrank.clip_loss(q, c, levels, temperature=0.2, memory=memory)
+        return loss
+
+    expected = step(q, c)
+    got = torch.compile(step, fullgraph=True, backend="aot_eager")(q, c)
+    for a, b in zip(
+        (got, *torch.autograd.grad(got, [q, c])),
+        (expected, *torch.autograd.grad(expected, [q, c])),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_batch_against_itself() -> None:
+    """One tensor on both sides, of the embeddings and of the keys."""
+    q, _, _, keys, _ = inputs(Shape(12, 17, 16, 3))
+
+    def step(q: Tensor) -> Tensor:
+        ids = torch.arange(12)
+        levels = GrainKeys(keys, keys).exclude(ids, ids)
+        loss: Tensor = grainrank.sup_con_loss(q, q, levels, temperature=0.2)
+        return loss + multi_level_ranking_loss(q, q, levels, temperature=0.2)
+
+    expected = torch.autograd.grad(step(q), q)
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(q), q)
+    torch.testing.assert_close(got, expected)

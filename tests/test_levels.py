@@ -5,40 +5,14 @@ from __future__ import annotations
 import definition
 import pytest
 import torch
+from levels_seen import seen
 from torch import Tensor
 
-from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource, level_statistics
-from grainrank.levels import from_parts
+from grainrank import DenseLevels, Diagonal, GrainKeys
 from grainrank.testing import Shape, make_dense_levels, make_inputs
 
 N, M = 9, 21
 INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
-
-
-def seen(levels: LevelSource | None, backend: str, n: int = N, m: int = M) -> Tensor:
-    """The matrix of levels that the backend sees: one candidate at a time is made to count."""
-    queries = torch.ones(n, m)
-    out = torch.full((n, m), -1, dtype=torch.int64)
-    # Logits 1..m in each row; with powers of 2 as logits, `total` would name its columns, but m
-    # columns need m bits: 16 at a time, exactly in float32.
-    for start in range(0, m, 16):
-        candidates = torch.zeros(m, m)
-        for bit, j in enumerate(range(start, min(start + 16, m))):
-            candidates[j, 0] = 2.0**bit
-        stats = level_statistics(
-            queries,
-            candidates,
-            levels,
-            logit_scale=1.0,
-            normalize=False,
-            backend=backend,  # type: ignore[arg-type]
-        )
-        for bit, j in enumerate(range(start, min(start + 16, m))):
-            named = (stats.total.long() >> bit) & 1  # [N, L + 1]
-            assert (named.sum(dim=1) <= 1).all()
-            found = named.sum(dim=1) == 1
-            out[found, j] = named.argmax(dim=1)[found]
-    return out
 
 
 def random_keys(low: int, high: int, k: int = 3) -> tuple[Tensor, Tensor]:
@@ -54,13 +28,15 @@ def random_keys(low: int, high: int, k: int = 3) -> tuple[Tensor, Tensor]:
 def test_keys_of_every_dtype(dtype: torch.dtype, match: str, backend: str) -> None:
     q, c = (x.to(dtype) for x in random_keys(0 if dtype == torch.uint8 else -2, 3))
     expected = torch.from_numpy(definition.levels(q, c, match)).long()
-    assert torch.equal(seen(GrainKeys(q, c, match), backend), expected)  # type: ignore[arg-type]
+    assert torch.equal(seen(GrainKeys(q, c, match), backend, N, M), expected)  # type: ignore[arg-type]
 
 
 def test_two_dtypes(backend: str) -> None:
     q, c = random_keys(0, 3)
-    expected = seen(GrainKeys(q, c), backend)
-    assert torch.equal(seen(GrainKeys(q.to(torch.uint8), c.to(torch.int16)), backend), expected)
+    expected = seen(GrainKeys(q, c), backend, N, M)
+    assert torch.equal(
+        seen(GrainKeys(q.to(torch.uint8), c.to(torch.int16)), backend, N, M), expected
+    )
 
 
 @pytest.mark.parametrize("match", ["prefix", "count"])
@@ -70,7 +46,7 @@ def test_keys_beyond_32_bits(match: str, backend: str) -> None:
     expected = torch.from_numpy(definition.levels(q, c, match)).long()
     names = torch.tensor([-(2**62) - 1, 2**33 + 7, 7, 2**62 + 7])
     q, c = names[q + 1], names[c + 1]
-    assert torch.equal(seen(GrainKeys(q, c, match), backend), expected)  # type: ignore[arg-type]
+    assert torch.equal(seen(GrainKeys(q, c, match), backend, N, M), expected)  # type: ignore[arg-type]
 
 
 def test_keys_at_the_borders_of_32_bits(backend: str) -> None:
@@ -87,7 +63,7 @@ def test_ids_are_compared_as_they_are(factor: int, backend: str) -> None:
     """Also negative and huge ones: unlike a key, a negative id equals itself, and nothing else."""
     ids = torch.arange(1, 8) * factor
     q_ids, c_ids = ids[torch.arange(N) % 4], ids[torch.arange(M) % 7]
-    got = seen(Diagonal().exclude(q_ids, c_ids), backend)
+    got = seen(Diagonal().exclude(q_ids, c_ids), backend, N, M)
     expected = torch.zeros(N, M, dtype=torch.int64)
     expected[range(N), range(N)] = 1
     expected[q_ids[:, None] == c_ids] = -1
@@ -106,13 +82,13 @@ def test_dense_levels_of_every_dtype(dtype: torch.dtype, backend: str) -> None:
     levels = make_dense_levels(Shape(N, M, 1), 15)
     if dtype == torch.uint8:
         levels = levels.clamp_min(0)
-    assert torch.equal(seen(DenseLevels(levels.to(dtype)), backend), levels.long())
+    assert torch.equal(seen(DenseLevels(levels.to(dtype)), backend, N, M), levels.long())
 
 
 def test_dense_levels_with_strides(backend: str) -> None:
     levels = make_dense_levels(Shape(M, 2 * N, 1), 5)[:, ::2].t()
     assert not levels.is_contiguous()
-    assert torch.equal(seen(DenseLevels(levels), backend), levels.long())
+    assert torch.equal(seen(DenseLevels(levels), backend, N, M), levels.long())
 
 
 def test_fifteen_grains(backend: str) -> None:
@@ -120,24 +96,7 @@ def test_fifteen_grains(backend: str) -> None:
     levels = GrainKeys(q, c)
     expected = torch.from_numpy(definition.levels(q, c)).long()
     assert int(expected.max()) == 15
-    assert torch.equal(seen(levels, backend), expected)
-
-
-def test_a_source_is_rebuilt_from_its_parts() -> None:
-    """What the operators carry is all there is."""
-    q, c = random_keys(-1, 3)
-    ids = torch.arange(M)
-    sources: list[LevelSource] = [
-        Diagonal(),
-        GrainKeys(q, c),
-        GrainKeys(q, c, match="count").exclude(ids[:N], ids),
-        DenseLevels(make_dense_levels(Shape(N, M, 1), 4), 7),
-        Diagonal().exclude(ids[:N], ids),
-    ]
-    for source in sources:
-        again = from_parts(source.kind, source.tensors, source.max_level)
-        assert (again.kind, again.max_level) == (source.kind, source.max_level)
-        assert torch.equal(again.block(2, 7, M), source.block(2, 7, M))
+    assert torch.equal(seen(levels, backend, N, M), expected)
 
 
 def test_max_level_of_dense_levels() -> None:

@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+import grainrank
 from grainrank import (
     DenseLevels,
     GrainKeys,
     LevelSource,
+    SimilarityBands,
+    SparseLevels,
     level_statistics,
     multi_level_ranking_loss,
 )
@@ -94,6 +97,72 @@ def test_no_allocation_of_the_size_of_the_matrix(
     assert workspace < MATRIX / 2
     # Candidates, both gradients twice (saved, and as returned), and 8 tables: all O(N (D + L)).
     assert peak(sizes) <= workspace + N * (6 * D + 40 * (K + 1)) * 4
+
+
+def wide_sources() -> dict[str, Any]:
+    """Made from O(N) data as well: inside the measurement."""
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.randn(N, D, generator=generator)
+    keys = torch.randint(0, 9, (N, K), generator=generator)
+    ids = torch.arange(N)
+    qrels = {(i, (7 * i) % N): 1 + i % 3 for i in range(N)}
+    sparse = lambda: SparseLevels.from_qrels(range(N), range(N), qrels)  # noqa: E731
+    return {
+        "sparse": sparse,
+        "bands": lambda: SimilarityBands(reference, reference, [0.2, 0.4]),
+        "quantiles": lambda: SimilarityBands.from_quantiles(reference, reference, [0.9, 0.99]),
+        "union": lambda: GrainKeys(keys, keys).exclude(ids, ids) | sparse(),
+        "own margin": lambda: sparse().false_negative_margin(0.1),
+        "reference margin": lambda: sparse().false_negative_margin(
+            0.1, reference=(reference, reference), curated=(ids, ids)
+        ),
+    }
+
+
+LOSSES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "main": (grainrank.multi_level_ranking_loss, {"temperature": 0.1}),
+    "clip": (grainrank.clip_loss, {"temperature": 0.1}),
+    "prefixes": (grainrank.clip_loss, {"temperature": 0.1, "matryoshka_dims": (4, 8, 16)}),
+    "joint": (
+        grainrank.info_nce_loss,
+        {"temperature": 0.1, "direction": "joint", "joint_blocks": ("candidate_query",)},
+    ),
+    "sup_con": (grainrank.sup_con_loss, {"temperature": 0.1}),
+    "hard_negative_nce": (grainrank.hard_negative_nce_loss, {"temperature": 0.1}),
+    "rince": (grainrank.rince_loss, {"temperature": 0.1, "form": "out-in"}),
+    "hmlc": (grainrank.hmlc_loss, {"temperature": 0.1}),
+    "csl": (grainrank.csl_loss, {"temperature": 0.1}),
+    "pairwise": (grainrank.pairwise_ranking_loss, {"temperature": 0.1}),
+    "cosent": (grainrank.cosent_loss, {"temperature": 0.1}),
+    "list_net": (grainrank.list_net_loss, {"temperature": 0.1}),
+    "softmax_ranking": (grainrank.softmax_ranking_loss, {"temperature": 0.1}),
+    "unique_softmax": (grainrank.unique_softmax_loss, {"temperature": 0.1}),
+    "circle": (grainrank.circle_loss, {}),
+    "multi_similarity": (grainrank.multi_similarity_loss, {}),
+    "siglip": (grainrank.siglip_loss, {"temperature": 0.1, "logit_bias": -5.0}),
+}
+CASES = [("main", name) for name in wide_sources()] + [(name, "sparse") for name in LOSSES]
+CASES += [("clip", name) for name in wide_sources()]
+
+
+@pytest.mark.parametrize(("loss", "source"), CASES)
+def test_every_loss_and_source(loss: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grainrank.levels.bands._BLOCK", 2**15)
+    function, options = LOSSES[loss]
+    levels = wide_sources()[source]
+    generator = torch.Generator().manual_seed(1)
+    q, c = (torch.randn(N, D, generator=generator).requires_grad_() for _ in range(2))
+
+    def step() -> None:
+        function(q, c, levels(), workspace_mb=WORKSPACE_MB, **options).backward()
+
+    step()
+    q.grad = c.grad = None
+    sizes = allocations(step)
+    assert max(sizes) <= WORKSPACE_MB * 2**20
+    # Prefixes, sides and the merged tables in double precision come on top: all O(N), and half of
+    # what the matrix takes in float32.
+    assert peak(sizes) <= 2 * MATRIX
 
 
 def test_the_reference_does_store_it() -> None:

@@ -10,14 +10,12 @@ from three_ways import DIFFERENTIABLE, upstream
 from torch import Tensor
 
 from grainrank import reference
-from grainrank.sweep import TableGradientSet
+from grainrank.table_sets import TableGradientSet
 from grainrank.testing import Draw, assert_accurate
 
 pytest.importorskip("grainrank.cpu")
 
-from row_block import ROWS, SCALE, START, N, block, run_tables, source
-
-from grainrank.cpu import CpuPasses
+from row_block import ROWS, SCALE, START, N, block, run_gradients_, run_tables, source
 
 COLUMNS = [1, 7, 15, 16, 17, 65, 1003, 1023, 1024, 1025, 2049, 2500]
 KINDS = ["diagonal", "prefix", "count", "dense2", "dense8", "dense15", "prefix+ids", "diagonal+ids"]
@@ -58,15 +56,16 @@ def test_tables_and_gradients(m: int, kind: str, dtype: torch.dtype, instruction
         draw(name, actual[here], getattr(expected, name)[here], truth[name][here.numpy()])
     short = run_tables(s, levels, instruction_set, full=False)
     assert torch.equal(short.count, got.count)
-    draw("lse", short.lse[there], expected.lse[there], truth["lse"][there.numpy()])
+    for name in ("lse", "total"):
+        actual = getattr(short, name)[there]
+        draw(name, actual, getattr(expected, name)[there], truth[name][there.numpy()])
 
     every = {name: upstream(i, *got.lse.shape) * there for i, name in enumerate(DIFFERENTIABLE)}
     every["neg_lse"][:, 0] = 0
-    for given in (["lse"], ["lse", "total"], ["lse", "neg_lse"], list(DIFFERENTIABLE)):
+    for given in (["lse"], ["lse", "total"], ["lse", "neg_lse"], ["lse", "neg_lse", "total"]):
         d = {name: every[name].to(dtype) for name in given}
         g = s.clone(memory_format=torch.preserve_format)
-        passes = CpuPasses(levels, torch.tensor(SCALE, dtype=dtype), instruction_set)
-        passes.gradients_(g, START, got, TableGradientSet(**d))
+        run_gradients_(g, levels, got, TableGradientSet(**d), instruction_set)
         zero = torch.zeros_like(every["lse"])
         factors = {name: wide(d.get(name, zero)) for name in DIFFERENTIABLE}
         draw(
@@ -98,8 +97,8 @@ def test_nothing_beside_the_block_is_touched(instruction_set: str) -> None:
     s = block(65, torch.float32)
     memory = s.as_strided((ROWS + 1, s.stride(0)), s.stride())
     got = run_tables(s, levels, instruction_set)
-    d = TableGradientSet(*(torch.ones_like(got.lse) for _ in range(5)))
-    CpuPasses(levels, torch.tensor(SCALE), instruction_set).gradients_(s, START, got, d)
+    d = TableGradientSet(*(torch.ones_like(got.lse) for _ in range(3)))
+    run_gradients_(s, levels, got, d, instruction_set)
     assert s.isfinite().all()
     assert memory[:ROWS, 65:].isnan().all()
     assert memory[ROWS:].isnan().all()

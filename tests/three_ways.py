@@ -135,7 +135,8 @@ def table_step(
     torch.autograd.backward(
         tables, [d_tables[name].to(stats["lse"].dtype) for name in DIFFERENTIABLE]
     )
-    return {**{name: t.detach() for name, t in stats.items()}, **gradients(q, c, scale)}
+    detached = {name: t.detach() for name, t in stats.items() if t is not None}
+    return {**detached, **gradients(q, c, scale)}
 
 
 def true_table_step(

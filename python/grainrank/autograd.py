@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,10 +10,41 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import ops
-from .levels import LevelSource
-from .sweep import TableSet
+from .batch import Batch
+from .table_sets import COLUMN_TABLES, Needs, TableGradientSet, TableSet
 
 _Tensors = tuple[Tensor, ...]
+_OPTIONAL = (3, 4)  # factors and memory, of the inputs
+_DIFFERENTIABLE = tuple(TableSet._fields.index(name) for name in TableGradientSet._fields)
+_OF_COLUMNS = len(TableSet._fields)
+
+
+def _inputs(batch: Batch, backend: str) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Tensors (or None) in a row, as autograd wants them, and the rest of the arguments."""
+    arguments = ops.arguments(batch, backend)
+    tensors: list[Any] = []
+    for x in (*arguments[:5], *arguments[5]):
+        # Dynamo does not trace a Function that gets one tensor twice.
+        twice = x is not None and any(x is other for other in tensors)
+        tensors.append(x.view_as(x) if twice else x)
+    return tuple(tensors), arguments[6:]
+
+
+def _arguments(tensors: Sequence[Tensor | None], options: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (*tensors[:5], list(tensors[5:]), *options)
+
+
+def _needs(ctx: Any, first: int) -> list[bool]:
+    return list(Needs(*ctx.needs_input_grad[first : first + 4]))
+
+
+def _returned(
+    gradients: _Tensors, like: Sequence[Tensor | None], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    return [
+        d.to(x.dtype) if need and x is not None else None
+        for d, x, need in zip(gradients, like, needs, strict=False)
+    ]
 
 
 class _LevelTables(torch.autograd.Function):
@@ -21,39 +53,46 @@ class _LevelTables(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        queries: Tensor,
-        candidates: Tensor,
-        scale: Tensor,
         options: tuple[Any, ...],
         full: bool,
-        *level_data: Tensor,
+        columns: bool,
+        softplus: str,
+        *tensors: Tensor | None,
     ) -> _Tensors:
-        tables: _Tensors = ops.level_tables(queries, candidates, scale, level_data, *options, full)
-        ctx.save_for_backward(queries, candidates, scale, *tables, *level_data)
-        ctx.options = options
-        ctx.full = full
+        tables: _Tensors = ops.level_tables(*_arguments(tensors, options), full, columns, softplus)
+        ctx.save_for_backward(*tensors, *tables)
+        ctx.options, ctx.columns, ctx.softplus = options, columns, softplus
         ctx.set_materialize_grads(False)
-        not_differentiable = tables[3:4] + tables[6:]
-        ctx.mark_non_differentiable(*not_differentiable)
+        names = (*TableSet._fields, *COLUMN_TABLES)
+        ctx.mark_non_differentiable(
+            *(
+                table
+                for table, name in zip(tables, names, strict=True)
+                if name not in TableGradientSet._fields
+            )
+        )
         return tables
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *d_tables: Tensor | None) -> tuple[Any, ...]:
-        queries, candidates, scale, *rest = ctx.saved_tensors
-        tables, level_data = rest[:8], rest[8:]
-        d_lse, d_neg_lse, d_total, _, d_highest, d_lowest, _, _ = d_tables
-        extra = (d_neg_lse, d_total, d_highest, d_lowest) if ctx.full else (None,) * 4
-        needs = ctx.needs_input_grad[:3]
-        d_queries, d_candidates, d_scale = ops.level_tables_bwd(
-            queries, candidates, scale, level_data, *ctx.options, *tables, d_lse, *extra, *needs
+        saved = ctx.saved_tensors
+        split = len(saved) - len(d_tables)
+        tensors, tables = saved[:split], saved[split:]
+
+        def part(first: int, names: int) -> tuple[list[Tensor], list[Tensor | None]]:
+            return list(tables[first : first + names]), [
+                d_tables[first + i] if i < names else None for i in _DIFFERENTIABLE
+            ]
+
+        rows, d_rows = part(0, _OF_COLUMNS)
+        columns, d_columns = part(_OF_COLUMNS, len(COLUMN_TABLES)) if ctx.columns else ([], [])
+        needs = _needs(ctx, 4)
+        gradients = ops.level_tables_bwd(
+            *_arguments(tensors, ctx.options), rows, d_rows, columns, d_columns, ctx.softplus, needs
         )
-        return (
-            d_queries.to(queries.dtype) if needs[0] else None,
-            d_candidates.to(candidates.dtype) if needs[1] else None,
-            d_scale if needs[2] else None,
-            *(None for _ in range(2 + len(level_data))),
-        )
+        none = (None,) * (len(tensors) - 4)
+        return (None, None, None, None, *_returned(gradients, tensors, needs), *none)
 
 
 class _MultiLevelNCE(torch.autograd.Function):
@@ -62,32 +101,21 @@ class _MultiLevelNCE(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        queries: Tensor,
-        candidates: Tensor,
-        scale: Tensor,
-        level_weights: Tensor,
         options: tuple[Any, ...],
         head: tuple[Any, ...],
-        *level_data: Tensor,
+        *tensors: Tensor | None,
     ) -> _Tensors:
-        losses, *rest = ops.multi_level_nce(
-            queries,
-            candidates,
-            scale,
-            level_data,
-            *options,
-            level_weights,
-            *head,
-            *ctx.needs_input_grad[:3],
+        needs = _needs(ctx, 2)
+        losses, lse, total, count, *gradients = ops.multi_level_nce(
+            *_arguments(tensors, options), *head, needs
         )
-        tables, gradients = rest[:8], rest[8:]
         # In the accumulation dtype: a float16 gradient before the loss scaler's factor would
         # underflow.
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = queries.dtype, candidates.dtype, scale.dtype
+        ctx.dtypes = [None if x is None else x.dtype for x in tensors[:4]]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*tables)
-        return losses.sum(), *tables
+        ctx.mark_non_differentiable(lse, total, count)
+        return losses.sum(), lse, total, count
 
     @staticmethod
     @once_differentiable
@@ -96,60 +124,93 @@ class _MultiLevelNCE(torch.autograd.Function):
         if d_loss is None:
             return (None,) * len(needs)
         return (
-            *(
-                (gradient * d_loss).to(dtype) if need else None
-                for gradient, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, needs, strict=False)
-            ),
-            *(None for _ in needs[3:]),
+            None,
+            None,
+            *_scaled(ctx.saved_tensors, d_loss, ctx.dtypes, needs[2:]),
+            *(None for _ in needs[6:]),
         )
 
 
-def _options(levels: LevelSource, normalize: bool, backend: str, workspace_mb: float) -> Any:
-    return levels.kind, levels.max_level, normalize, backend, workspace_mb
+def _scaled(
+    gradients: _Tensors, d_loss: Tensor, dtypes: Sequence[Any], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    return [
+        (d * d_loss).to(dtype) if need else None
+        for d, dtype, need in zip(gradients, dtypes, needs, strict=False)
+    ]
+
+
+class _SigmoidLoss(torch.autograd.Function):
+    """The sum of the sigmoid losses; its gradients are ready when the forward ends."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        options: tuple[Any, ...],
+        level_weights: Tensor,
+        bias: Tensor,
+        *tensors: Tensor | None,
+    ) -> Tensor:
+        losses, *gradients = ops.sigmoid_loss(
+            *_arguments(tensors, options), bias, level_weights, _needs(ctx, 3)
+        )
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [bias.dtype, *(None if x is None else x.dtype for x in tensors[:4])]
+        loss: Tensor = losses.sum()
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad
+        *gradients, d_bias = ctx.saved_tensors
+        return (
+            None,
+            None,
+            *_scaled((d_bias, *gradients), d_loss, ctx.dtypes, needs[2:]),
+            *(None for _ in needs[7:]),
+        )
+
+
+def _table_set(tables: Sequence[Tensor]) -> TableSet:
+    return TableSet(*(table if table.numel() > 0 else None for table in tables))  # type: ignore[arg-type]
 
 
 def level_tables(
-    queries: Tensor,
-    candidates: Tensor,
-    scale: Tensor,
-    levels: LevelSource,
-    normalize: bool,
-    backend: str,
-    workspace_mb: float,
-    full: bool,
-) -> TableSet:
-    """The differentiable tables."""
-    options = _options(levels, normalize, backend, workspace_mb)
+    batch: Batch, backend: str, full: bool = True, columns: bool = False, softplus: str = ""
+) -> tuple[TableSet, TableSet | None]:
+    """The differentiable tables of the rows and, if asked for, of the columns."""
+    tensors, options = _inputs(batch, backend)
     tables = _LevelTables.apply(  # type: ignore[no-untyped-call]
-        queries, candidates, scale, options, full, *levels.tensors
+        options, full, columns, softplus, *tensors
     )
-    return TableSet(*tables)
+    rows = _table_set(tables[:_OF_COLUMNS])
+    return rows, _table_set(tables[_OF_COLUMNS:]) if columns else None
 
 
 def multi_level_nce_sum(
-    queries: Tensor,
-    candidates: Tensor,
-    scale: Tensor,
-    levels: LevelSource,
-    level_weights: Tensor,
-    positives: str,
-    negatives: str,
-    normalize: bool,
-    backend: str,
-    workspace_mb: float,
-    full: bool,
+    batch: Batch, backend: str, level_weights: Tensor, positives: str, negatives: str
 ) -> tuple[Tensor, TableSet]:
-    """The sum of the losses, differentiable, and the tables, detached."""
-    options = _options(levels, normalize, backend, workspace_mb)
-    head = positives, negatives, full
+    """The sum of the losses, differentiable, and the light tables, detached."""
+    tensors, options = _inputs(batch, backend)
+    head = level_weights, positives, negatives
     if torch.is_grad_enabled():
         loss, *tables = _MultiLevelNCE.apply(  # type: ignore[no-untyped-call]
-            queries, candidates, scale, level_weights, options, head, *levels.tensors
+            options, head, *tensors
         )
     else:
-        losses, *rest = ops.multi_level_nce(
-            queries, candidates, scale, levels.tensors, *options, level_weights, *head,
-            False, False, False,
-        )  # fmt: skip
-        loss, tables = losses.sum(), rest[:8]
-    return loss, TableSet(*tables)
+        losses, *tables = ops.multi_level_nce(*ops.arguments(batch, backend), *head, [False] * 4)
+        loss = losses.sum()
+    lse, total, count = tables[:3]
+    return loss, TableSet(lse, None, total, count, None, None, None, None)
+
+
+def sigmoid_loss_sum(batch: Batch, backend: str, bias: Tensor, level_weights: Tensor) -> Tensor:
+    """The sum of the sigmoid losses, differentiable."""
+    tensors, options = _inputs(batch, backend)
+    if torch.is_grad_enabled():
+        return _SigmoidLoss.apply(  # type: ignore[no-any-return,no-untyped-call]
+            options, level_weights, bias, *tensors
+        )
+    losses = ops.sigmoid_loss(*ops.arguments(batch, backend), bias, level_weights, [False] * 4)[0]
+    return losses.sum()  # type: ignore[no-any-return]

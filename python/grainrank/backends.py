@@ -11,25 +11,21 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import reference
+from .batch import Batch
+from .dense import dense_gradients, dense_multi_level_nce, dense_sigmoid, dense_tables
 from .sweep import (
-    Batch,
-    Needs,
     Passes,
-    TableGradientSet,
-    TableSet,
     sweep_gradients,
     sweep_multi_level_nce,
+    sweep_sigmoid,
     sweep_tables,
 )
+from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, TableSet
 
 Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 
 logger = logging.getLogger("grainrank")
-
-Gradients = tuple[Tensor, Tensor, Tensor]
-NCEResult = tuple[Tensor, TableSet, Gradients]
 
 
 def check_backend(backend: str, device: torch.device) -> None:
@@ -85,7 +81,10 @@ def resolve(backend: str, device: torch.device) -> str:
     return _pick(device.type) if backend == "auto" else backend
 
 
-def _passes(batch: Batch) -> Passes:
+def _passes(batch: Batch, backend: str) -> Passes | None:
+    """The fused passes, or None for the reference."""
+    if resolve(backend, batch.queries.device) == "reference":
+        return None
     error = _native_error()
     if error is not None:
         raise RuntimeError(
@@ -93,57 +92,39 @@ def _passes(batch: Batch) -> Passes:
             f'reinstall grainrank with a C++ compiler, or use backend="reference"'
         )
     make: Callable[..., Passes] = importlib.import_module("grainrank.cpu").CpuPasses
-    return make(batch.levels, batch.scale)
+    return make(batch)
 
 
-def _reference_tables(batch: Batch) -> tuple[reference.Tables, Tensor]:
-    n, m = batch.queries.shape[0], batch.candidates.shape[0]
-    z, *_ = reference.logits(batch.queries, batch.candidates, batch.scale, batch.normalize)
-    level = batch.levels.block(0, n, m, batch.queries.device)
-    return reference.level_tables(z, level, batch.levels.max_level), level
+def tables(
+    batch: Batch, backend: str, full: bool, columns: bool, softplus: str
+) -> tuple[TableSet, TableSet | None]:
+    """The tables of every row `[V, N, L + 1]`, and of every column `[V, M, L + 1]`.
 
-
-def _table_set(values: reference.Tables, full: bool) -> TableSet:
-    if full:
-        return TableSet(*values)
-    return TableSet(values.lse, None, None, values.count, None, None, None, None)
-
-
-def tables(batch: Batch, backend: str, full: bool) -> TableSet:
-    """The tables of every row."""
-    if resolve(backend, batch.queries.device) == "cpu":
-        return sweep_tables(batch, _passes(batch), full)
-    return _table_set(_reference_tables(batch)[0], full)
+    Without `full`, light ones. `softplus`: the negatives that the sums of the positives are taken
+    against, or "".
+    """
+    passes = _passes(batch, backend)
+    if passes is None:
+        return dense_tables(batch, full, columns, softplus)
+    return sweep_tables(batch, passes, full, columns, softplus)
 
 
 def gradients(
-    batch: Batch, backend: str, saved: TableSet, d_tables: TableGradientSet, needs: Needs
+    batch: Batch,
+    backend: str,
+    rows: TableSet,
+    d_rows: TableGradientSet,
+    columns: TableSet | None,
+    d_columns: TableGradientSet | None,
+    softplus: str,
+    needs: Needs,
 ) -> Gradients:
-    """d_queries `[N, D]`, d_candidates `[M, D]`, d_scale, accumulation dtype; not needed: empty."""
-    if resolve(backend, batch.queries.device) == "cpu":
-        return sweep_gradients(batch, _passes(batch), saved, d_tables, needs)
-    n, m = batch.queries.shape[0], batch.candidates.shape[0]
-    level = batch.levels.block(0, n, m, batch.queries.device)
-    return _reference_gradients(batch, level, saved, d_tables, needs)
-
-
-def _reference_gradients(
-    batch: Batch, level: Tensor, saved: TableSet, d_tables: TableGradientSet, needs: Needs
-) -> Gradients:
-    d_queries, d_candidates, d_scale = reference.gradients(
-        batch.queries,
-        batch.candidates,
-        batch.scale,
-        level,
-        reference.Tables(*saved),  # type: ignore[arg-type]
-        reference.TableGradients(*d_tables),
-        batch.normalize,
-    )
-    return (
-        d_queries if needs.queries else d_queries.new_empty(0),
-        d_candidates if needs.candidates else d_candidates.new_empty(0),
-        d_scale,
-    )
+    """The gradients for given gradients of the tables."""
+    passes = _passes(batch, backend)
+    arguments = rows, d_rows, columns, d_columns, softplus, needs
+    if passes is None:
+        return dense_gradients(batch, *arguments)
+    return sweep_gradients(batch, passes, *arguments)
 
 
 def multi_level_nce(
@@ -152,21 +133,27 @@ def multi_level_nce(
     level_weights: Tensor,
     positives: str,
     negatives: str,
-    full: bool,
     needs: Needs,
-) -> NCEResult:
-    """Losses `[N]`, tables, and the gradients of the sum of the losses."""
-    if resolve(backend, batch.queries.device) == "cpu":
-        return sweep_multi_level_nce(
-            batch, _passes(batch), level_weights, positives, negatives, full, needs
-        )
-    values, level = _reference_tables(batch)
-    losses, d_lse = reference.multi_level_nce(values, level_weights, positives, negatives)
-    saved = _table_set(values, full)
-    if needs.any():
-        return (
-            losses,
-            saved,
-            _reference_gradients(batch, level, saved, TableGradientSet(d_lse), needs),
-        )
-    return losses, saved, (losses.new_empty(0), losses.new_empty(0), losses.new_zeros(()))
+) -> tuple[Tensor, TableSet, Gradients]:
+    """Losses `[N]` summed over the views, light tables, and the gradients of the losses' sum.
+
+    `level_weights` `[V, L]`.
+    """
+    passes = _passes(batch, backend)
+    arguments = level_weights, positives, negatives, needs
+    if passes is None:
+        return dense_multi_level_nce(batch, *arguments)
+    return sweep_multi_level_nce(batch, passes, *arguments)
+
+
+def sigmoid(
+    batch: Batch, backend: str, bias: Tensor, level_weights: Tensor, needs: Needs
+) -> SigmoidResult:
+    """The sigmoid loss of each row, and the gradients of the sum. One prefix, no factors.
+
+    `level_weights` `[L + 1]`.
+    """
+    passes = _passes(batch, backend)
+    if passes is None:
+        return dense_sigmoid(batch, bias, level_weights, needs)
+    return sweep_sigmoid(batch, passes, bias, level_weights, needs)

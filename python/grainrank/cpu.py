@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _native  # type: ignore[attr-defined]
-from .levels import LevelSource, check_level_range, level_range_error
-from .sweep import TableGradientSet, TableSet
+from .batch import Batch
+from .cpu_levels import CpuLevels, ReferenceBlock, narrow
+from .levels import Ceiled, level_range_error
+from .sweep import Block, Channel
+from .table_sets import TableSet
 
-_INT32 = torch.iinfo(torch.int32)
 _LARGE = 4 * 2**20  # bytes from which huge pages pay
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
@@ -21,25 +24,6 @@ def instruction_sets() -> list[str]:
     return list(_native.instruction_sets())
 
 
-def _narrow(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as int32 with equality kept; negative stays negative.
-
-    Keys beyond 32 bits (hashes, ids) are numbered anew.
-    """
-    both = torch.cat([queries.reshape(-1), candidates.reshape(-1)])
-    if both.dtype == torch.int64:
-        low, high = both.aminmax()
-        if int(low) < _INT32.min or int(high) > _INT32.max:
-            known = both >= 0
-            _, number = torch.unique(both, return_inverse=True)
-            # Ids are compared as they are, so negative ones stay distinct: -1, -2, ...
-            both = torch.where(known, number, -1 - number)
-    both = both.to(torch.int32)
-    return both[: queries.numel()].view(queries.shape), both[queries.numel() :].view(
-        candidates.shape
-    )
-
-
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -47,41 +31,23 @@ def _address(tensor: Tensor | None) -> int:
 class CpuPasses:
     """The passes for one batch; holds the level data in the layout that the C++ reads."""
 
-    def __init__(
-        self, levels: LevelSource, scale: Tensor, instruction_set: str | None = None
-    ) -> None:
+    moment_rows: int = _native.MOMENT_ROWS
+
+    def __init__(self, batch: Batch, instruction_set: str | None = None) -> None:
         self._set = instruction_set or instruction_sets()[0]
-        self._scale = float(scale)
-        self._dtype = scale.dtype
-        self._suffix = _SUFFIX[scale.dtype]
-        self._max_level = levels.max_level
-        self._data: dict[str, Tensor] = {}
-        kind, _, modifier = levels.kind.partition("+")
-        tensors = list(levels.tensors)
-        if modifier:
-            candidate_ids, query_ids = tensors.pop(), tensors.pop()
-            self._data["query_ids"], self._data["candidate_ids"] = _narrow(query_ids, candidate_ids)
-        if kind.startswith("keys:"):
-            query_keys, candidate_keys = _narrow(*tensors)
-            self._data["query_keys"] = query_keys.contiguous()  # [N, K]
-            self._data["candidate_keys"] = candidate_keys.t().contiguous()  # [K, M]
-        elif kind == "dense":
-            self._data["dense"] = _dense(tensors[0], self._max_level)
-        kinds = _native.LevelKind
-        self._levels = _native.LevelArgs(
-            kind={
-                "diagonal": kinds.DIAGONAL,
-                "keys:prefix": kinds.KEYS_PREFIX,
-                "keys:count": kinds.KEYS_COUNT,
-                "dense": kinds.DENSE,
-            }[kind],
-            max_level=self._max_level,
-            num_keys=self._data["query_keys"].shape[1] if "query_keys" in self._data else 0,
-            **{
-                name: _address(self._data.get(name))
-                for name in ("query_keys", "candidate_keys", "dense", "query_ids", "candidate_ids")
-            },
-        )
+        self._batch = batch
+        self._scale = float(batch.scale)
+        self._dtype = batch.dtype
+        self._suffix = _SUFFIX[batch.dtype]
+        self._levels = CpuLevels(batch.levels)
+        self._factors = None if batch.factors is None else batch.factors.contiguous()
+        self._reference: ReferenceBlock | None = None
+        self._curated: tuple[Tensor | None, Tensor | None] = None, None
+        if isinstance(batch.levels, Ceiled):
+            if batch.levels.reference is not None:
+                self._reference = ReferenceBlock(*batch.levels.reference)
+            if batch.levels.curated is not None:
+                self._curated = narrow(*batch.levels.curated)
 
     def empty(self, *shape: int) -> Tensor:
         tensor = torch.empty(*shape, dtype=self._dtype)
@@ -90,50 +56,128 @@ class CpuPasses:
             _native.advise_huge_pages(tensor.data_ptr(), size)
         return tensor
 
-    def tables(self, similarities: Tensor, start: int, out: TableSet) -> None:
-        arguments = getattr(_native, f"Tables_{self._suffix}")(
-            **{name: _address(tensor) for name, tensor in out._asdict().items()}
+    def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
+        self._run(
+            _native.tables,
+            block,
+            factors=self._factors_of(channel),
+            rows=self._tables(rows),
+            columns=None if columns is None else self._tables(columns),
+            table_columns=0 if columns is None else columns.lse.shape[0],
         )
-        block = self._block(similarities, start)
-        self._check(_native.tables(self._set, block, self._levels, arguments))
 
     def gradients_(
-        self, similarities: Tensor, start: int, tables: TableSet, d_tables: TableGradientSet
+        self,
+        block: Block,
+        channels: Sequence[Channel],
+        row_moments: Tensor | None,
+        column_moments: Tensor | None,
     ) -> None:
-        held = {f"d_{name}": t for name, t in d_tables._asdict().items() if t is not None}
-        held = {name: t.contiguous() for name, t in held.items()}
-        arguments = getattr(_native, f"TableGradients_{self._suffix}")(
-            lse=_address(tables.lse),
-            neg_lse=_address(tables.neg_lse),
-            highest_at=_address(tables.highest_at),
-            lowest_at=_address(tables.lowest_at),
-            **{
-                name: _address(held.get(name))
-                for name in ("d_lse", "d_neg_lse", "d_total", "d_highest", "d_lowest")
-            },
-        )
-        block = self._block(similarities, start)
-        self._check(_native.gradients(self._set, block, self._levels, arguments))
+        held: list[Tensor | None] = []  # while the C++ reads them
 
-    def _block(self, similarities: Tensor, start: int) -> Any:
-        rows, columns = similarities.shape
-        return getattr(_native, f"Block_{self._suffix}")(
-            similarities=similarities.data_ptr(),
+        def address(tensor: Tensor | None) -> int:
+            held.append(None if tensor is None else tensor.contiguous())
+            return _address(held[-1])
+
+        arguments = []
+        for f, c in enumerate(channels):
+            rows = self._make("RowGradients")(
+                lse=address(c.tables.lse),
+                d_lse=address(c.d_tables.lse),
+                neg_lse=address(c.tables.neg_lse),
+                d_neg_lse=address(c.d_tables.neg_lse),
+                d_total=address(c.d_tables.total),
+                thresholds=address(c.thresholds),
+                d_softplus=address(c.d_tables.softplus),
+            )
+            columns = self._make("ColumnGradients")()
+            if c.columns is not None:
+                laid = {name: address(t) for name, t in c.columns.by_level.items()}
+                stride = c.columns.by_level["lse"].shape[1]  # type: ignore[union-attr]
+                columns = self._make("ColumnGradients")(**laid, stride=stride)
+            arguments.append(
+                self._make("Channel")(
+                    factors=self._factors_of(f),
+                    rows=rows,
+                    columns=columns,
+                    moments=_address(c.moments),
+                )
+            )
+        self._run(
+            _native.gradients,
+            block,
+            channels=arguments,
+            row_moments=_address(row_moments),
+            column_moments=_address(column_moments),
+        )
+
+    def softplus(
+        self,
+        block: Block,
+        channel: int,
+        thresholds: Tensor,
+        weights: Tensor | None,
+        value: Tensor,
+        slope: Tensor,
+    ) -> None:
+        arguments = self._make("Softplus")(
+            factors=self._factors_of(channel),
+            thresholds=_address(thresholds),
+            threshold_stride=thresholds.stride(0) if thresholds.shape[0] > 1 else 0,
+            weights=_address(weights),
+            positives=weights is None,
+            value=_address(value),
+            slope=_address(slope),
+        )
+        self._run(_native.softplus, block, arguments=arguments)
+
+    def _ceilings_at(self, block: Block) -> Any:
+        levels = self._batch.levels
+        if not isinstance(levels, Ceiled):
+            return self._make("Ceilings")()
+        columns = None if levels.columns is None else levels.columns[block.prefix]
+        reference = None
+        if self._reference is not None:
+            reference = self._reference.at(block.start, block.start + len(block.similarities))
+        query_ids, candidate_ids = self._curated
+        return self._make("Ceilings")(
+            rows=_address(levels.rows[block.prefix]),
+            columns=_address(columns),
+            reference=_address(reference),
+            query_ids=_address(query_ids),
+            candidate_ids=_address(candidate_ids),
+        )
+
+    def _make(self, name: str) -> Any:
+        return getattr(_native, f"{name}_{self._suffix}")
+
+    def _factors_of(self, channel: int) -> int:
+        return 0 if self._factors is None else self._factors[channel].data_ptr()
+
+    def _tables(self, out: TableSet) -> Any:
+        tables = out._replace(softplus=None, slope=None)._asdict()
+        return self._make("Tables")(
+            **{name: _address(t) for name, t in tables.items() if name not in ("softplus", "slope")}
+        )
+
+    def _run(self, function: Any, block: Block, **arguments: Any) -> None:
+        s = block.similarities
+        rows, columns = s.shape
+        circle = self._batch.circle
+        given = self._make("Block")(
+            similarities=s.data_ptr(),
             rows=rows,
             columns=columns,
-            row_stride=similarities.stride(0),
-            first_row=start,
+            row_stride=s.stride(0),
+            first_row=block.start,
             scale=self._scale,
+            row_factors=_address(block.row_factors),
+            column_factors=_address(block.column_factors),
+            circle=circle is not None,
+            circle_margin=0.0 if circle is None else circle,
+            ceilings=self._ceilings_at(block),
             num_threads=torch.get_num_threads(),
         )
-
-    def _check(self, status: int) -> None:
-        if status != 0:
-            raise level_range_error(self._max_level)
-
-
-def _dense(levels: Tensor, max_level: int) -> Tensor:
-    """int8 `[N, M]`, contiguous. Another dtype is checked first: 256 would wrap to 0."""
-    if levels.dtype != torch.int8:
-        check_level_range(levels, max_level)
-    return levels.to(torch.int8).contiguous()
+        levels = self._levels.at(block.start, block.start + rows)
+        if function(self._set, given, levels, **arguments) != 0:
+            raise level_range_error(self._batch.levels.max_level)

@@ -15,34 +15,76 @@ import torch
 from torch import Tensor
 
 from . import backends
+from .batch import Batch
 from .levels import from_parts
-from .sweep import Batch, Needs, TableGradientSet, TableSet
-from .validation import accumulation_dtype
+from .table_sets import COLUMN_TABLES, Gradients, Needs, TableGradientSet, TableSet
 
 _library = torch.library.Library("grainrank", "FRAGMENT")
 
 _BATCH = (
-    "Tensor queries, Tensor candidates, Tensor scale, Tensor[] level_data, str level_kind, "
-    "int max_level, bool normalize, str backend, float workspace_mb"
+    "Tensor queries, Tensor candidates, Tensor scale, Tensor? factors, Tensor? memory, "
+    "Tensor[] level_data, str level_kind, bool normalize, int[] dims, "
+    "float? circle, float workspace_mb, str backend"
 )
-_TABLES = (
-    "Tensor lse, Tensor neg_lse, Tensor total, Tensor count, "
-    "Tensor highest, Tensor lowest, Tensor highest_at, Tensor lowest_at"
-)
-_NEEDS = "bool need_queries, bool need_candidates, bool need_scale"
-_GRADIENTS = "Tensor d_queries, Tensor d_candidates, Tensor d_scale"
 
-_library.define(f"level_tables({_BATCH}, bool full) -> ({_TABLES})")
+
+def _results(prefix: str, names: Sequence[str]) -> str:
+    return ", ".join(f"Tensor {prefix}{name}" for name in names)
+
+
+_ROWS = _results("", TableSet._fields)
+_COLUMNS = _results("column_", COLUMN_TABLES)
+_GRADIENTS = _results("d_", Gradients._fields)
+
 _library.define(
-    f"level_tables_bwd({_BATCH}, {_TABLES}, Tensor? d_lse, Tensor? d_neg_lse, Tensor? d_total, "
-    f"Tensor? d_highest, Tensor? d_lowest, {_NEEDS}) -> ({_GRADIENTS})"
+    f"level_tables({_BATCH}, bool full, bool columns, str softplus) -> ({_ROWS}, {_COLUMNS})"
 )
 _library.define(
-    f"multi_level_nce({_BATCH}, Tensor level_weights, str positives, str negatives, bool full, "
-    f"{_NEEDS}) -> (Tensor losses, {_TABLES}, {_GRADIENTS})"
+    f"level_tables_bwd({_BATCH}, Tensor[] rows, Tensor?[] d_rows, Tensor[] columns, "
+    f"Tensor?[] d_columns, str softplus, bool[] needs) -> ({_GRADIENTS})"
+)
+_library.define(
+    f"multi_level_nce({_BATCH}, Tensor level_weights, str positives, str negatives, bool[] needs) "
+    f"-> (Tensor losses, Tensor lse, Tensor total, Tensor count, {_GRADIENTS})"
+)
+_library.define(
+    f"sigmoid_loss({_BATCH}, Tensor bias, Tensor level_weights, bool[] needs) "
+    f"-> (Tensor losses, {_GRADIENTS}, Tensor d_bias)"
 )
 
 _Tensors = tuple[Tensor, ...]
+_INPUTS = 12  # of _BATCH
+
+
+def arguments(batch: Batch, backend: str) -> tuple[Any, ...]:
+    """The batch as the operators take it."""
+    levels = batch.levels
+    return (
+        batch.queries, batch.candidates, batch.scale, batch.factors, batch.memory,
+        list(levels.tensors), levels.kind, batch.normalize, list(batch.dims),
+        batch.circle, batch.workspace_mb, backend,
+    )  # fmt: skip
+
+
+def _batch(
+    queries: Tensor,
+    candidates: Tensor,
+    scale: Tensor,
+    factors: Tensor | None,
+    memory: Tensor | None,
+    level_data: Sequence[Tensor],
+    level_kind: str,
+    normalize: bool,
+    dims: Sequence[int],
+    circle: float | None,
+    workspace_mb: float,
+    backend: str,
+) -> tuple[Batch, str]:
+    levels = from_parts(level_kind, level_data)
+    return Batch(
+        queries, candidates, scale, levels, normalize, factors, memory, tuple(dims), circle,
+        workspace_mb,
+    ), backend  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -52,157 +94,118 @@ def _plain(queries: Tensor) -> Any:
         yield
 
 
-def _batch(
-    queries: Tensor,
-    candidates: Tensor,
-    scale: Tensor,
-    level_data: Sequence[Tensor],
-    level_kind: str,
-    max_level: int,
-    normalize: bool,
-    workspace_mb: float,
-) -> Batch:
-    source = from_parts(level_kind, level_data, max_level)
-    return Batch(queries, candidates, scale, source, normalize, workspace_mb)
+def _flat(like: Tensor, tables: Sequence[Tensor | None]) -> _Tensors:
+    return tuple(like.new_empty(0) if table is None else table for table in tables)
 
 
-def _flat(tables: TableSet) -> _Tensors:
-    empty = tables.lse.new_empty
-    return tuple(empty(0) if table is None else table for table in tables)
+def _given(tables: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if table is None or table.numel() == 0 else table for table in tables]
 
 
-def _level_tables(
-    queries: Tensor,
-    candidates: Tensor,
-    scale: Tensor,
-    level_data: Sequence[Tensor],
-    level_kind: str,
-    max_level: int,
-    normalize: bool,
-    backend: str,
-    workspace_mb: float,
-    full: bool,
-) -> _Tensors:
-    with _plain(queries):
-        batch = _batch(
-            queries, candidates, scale, level_data, level_kind, max_level, normalize, workspace_mb
+def _level_tables(*args: Any) -> _Tensors:
+    with _plain(args[0]):
+        batch, backend = _batch(*args[:_INPUTS])
+        rows, columns = backends.tables(batch, backend, *args[_INPUTS:])
+        of_columns = (None,) * len(COLUMN_TABLES) if columns is None else columns[:-2]
+        return _flat(batch.scale, (*rows, *of_columns))
+
+
+def _level_tables_bwd(*args: Any) -> _Tensors:
+    with _plain(args[0]):
+        batch, backend = _batch(*args[:_INPUTS])
+        rows, d_rows, columns, d_columns, softplus, needs = args[_INPUTS:]
+        by_column = any(d is not None for d in _given(d_columns))
+        return backends.gradients(
+            batch,
+            backend,
+            TableSet(*_given(rows)),  # type: ignore[arg-type]
+            TableGradientSet(*_given(d_rows)),
+            TableSet(*_given(columns)) if by_column else None,  # type: ignore[arg-type]
+            TableGradientSet(*_given(d_columns)) if by_column else None,
+            softplus,
+            Needs(*needs),
         )
-        return _flat(backends.tables(batch, backend, full))
 
 
-def _level_tables_bwd(
-    queries: Tensor,
-    candidates: Tensor,
-    scale: Tensor,
-    level_data: Sequence[Tensor],
-    level_kind: str,
-    max_level: int,
-    normalize: bool,
-    backend: str,
-    workspace_mb: float,
-    lse: Tensor,
-    neg_lse: Tensor,
-    total: Tensor,
-    count: Tensor,
-    highest: Tensor,
-    lowest: Tensor,
-    highest_at: Tensor,
-    lowest_at: Tensor,
-    d_lse: Tensor | None,
-    d_neg_lse: Tensor | None,
-    d_total: Tensor | None,
-    d_highest: Tensor | None,
-    d_lowest: Tensor | None,
-    need_queries: bool,
-    need_candidates: bool,
-    need_scale: bool,
-) -> _Tensors:
-    with _plain(queries):
-        batch = _batch(
-            queries, candidates, scale, level_data, level_kind, max_level, normalize, workspace_mb
+def _multi_level_nce(*args: Any) -> _Tensors:
+    with _plain(args[0]):
+        batch, backend = _batch(*args[:_INPUTS])
+        weights, positives, negatives, needs = args[_INPUTS:]
+        losses, t, d = backends.multi_level_nce(
+            batch, backend, weights, positives, negatives, Needs(*needs)
         )
-        saved = TableSet(lse, neg_lse, total, count, highest, lowest, highest_at, lowest_at)
-        d_tables = TableGradientSet(
-            torch.zeros_like(lse) if d_lse is None else d_lse,
-            d_neg_lse,
-            d_total,
-            d_highest,
-            d_lowest,
-        )
-        needs = Needs(need_queries, need_candidates, need_scale)
-        return backends.gradients(batch, backend, saved, d_tables, needs)
+        return losses, t.lse, t.total, t.count, *d
 
 
-def _multi_level_nce(
-    queries: Tensor,
-    candidates: Tensor,
-    scale: Tensor,
-    level_data: Sequence[Tensor],
-    level_kind: str,
-    max_level: int,
-    normalize: bool,
-    backend: str,
-    workspace_mb: float,
-    level_weights: Tensor,
-    positives: str,
-    negatives: str,
-    full: bool,
-    need_queries: bool,
-    need_candidates: bool,
-    need_scale: bool,
-) -> _Tensors:
-    with _plain(queries):
-        batch = _batch(
-            queries, candidates, scale, level_data, level_kind, max_level, normalize, workspace_mb
-        )
-        needs = Needs(need_queries, need_candidates, need_scale)
-        losses, tables, gradients = backends.multi_level_nce(
-            batch, backend, level_weights, positives, negatives, full, needs
-        )
-        return losses, *_flat(tables), *gradients
+def _sigmoid_loss(*args: Any) -> _Tensors:
+    with _plain(args[0]):
+        batch, backend = _batch(*args[:_INPUTS])
+        bias, level_weights, needs = args[_INPUTS:]
+        losses, d, d_bias = backends.sigmoid(batch, backend, bias, level_weights, Needs(*needs))
+        return losses, *d, d_bias
 
 
-def _fake_tables(queries: Tensor, max_level: int, full: bool) -> _Tensors:
-    dtype = accumulation_dtype(queries.dtype)
-    shape = (queries.shape[0], max_level + 1)
-    floats = [queries.new_empty(shape, dtype=dtype) for _ in range(5)]
-    integers = [queries.new_empty(shape, dtype=torch.int64) for _ in range(3)]
-    if not full:
-        floats[1:] = [queries.new_empty(0, dtype=dtype) for _ in range(4)]
-        integers[1:] = [queries.new_empty(0, dtype=dtype) for _ in range(2)]
-    lse, neg_lse, total, highest, lowest = floats
-    count, highest_at, lowest_at = integers
-    return lse, neg_lse, total, count, highest, lowest, highest_at, lowest_at
+def _fake_tables(batch: Batch, rows: int, names: Sequence[str], wanted: Sequence[str]) -> _Tensors:
+    shape = (batch.views, rows, batch.levels.max_level + 1)
+
+    def fake(name: str) -> Tensor:
+        integers = name == "count" or name.endswith("_at")
+        dtype = torch.int64 if integers and name in wanted else batch.dtype
+        return batch.queries.new_empty(shape if name in wanted else (0,), dtype=dtype)
+
+    return tuple(fake(name) for name in names)
 
 
-def _fake_gradients(
-    queries: Tensor, candidates: Tensor, need_queries: bool, need_candidates: bool
-) -> _Tensors:
-    dtype = accumulation_dtype(queries.dtype)
+def _wanted(full: bool, softplus: str = "") -> Sequence[str]:
+    tables = COLUMN_TABLES if full else ("lse", "total", "count")
+    return (*tables, "softplus", "slope") if softplus else tables
+
+
+def _fake_gradients(batch: Batch, needs: Needs) -> _Tensors:
+    def fake(like: Tensor | None, needed: bool) -> Tensor:
+        shape = like.shape if needed and like is not None else (0,)
+        return batch.queries.new_empty(shape, dtype=batch.dtype)
+
     return (
-        queries.new_empty(queries.shape if need_queries else (0,), dtype=dtype),
-        candidates.new_empty(candidates.shape if need_candidates else (0,), dtype=dtype),
-        queries.new_empty((), dtype=dtype),
+        fake(batch.queries, needs.queries),
+        fake(batch.candidates, needs.candidates),
+        fake(batch.scale, True),
+        fake(batch.factors, needs.factors),
     )
 
 
-def _fake_level_tables(queries: Tensor, *args: Any) -> _Tensors:
-    max_level, full = args[4], args[8]
-    return _fake_tables(queries, max_level, full)
-
-
-def _fake_level_tables_bwd(queries: Tensor, candidates: Tensor, *args: Any) -> _Tensors:
-    need_queries, need_candidates, _ = args[-3:]
-    return _fake_gradients(queries, candidates, need_queries, need_candidates)
-
-
-def _fake_multi_level_nce(queries: Tensor, candidates: Tensor, *args: Any) -> _Tensors:
-    max_level, full, need_queries, need_candidates = args[3], args[10], args[11], args[12]
-    losses = queries.new_empty(queries.shape[0], dtype=accumulation_dtype(queries.dtype))
+def _fake_level_tables(*args: Any) -> _Tensors:
+    batch, _ = _batch(*args[:_INPUTS])
+    full, columns, softplus = args[_INPUTS:]
     return (
-        losses,
-        *_fake_tables(queries, max_level, full),
-        *_fake_gradients(queries, candidates, need_queries, need_candidates),
+        *_fake_tables(batch, batch.queries.shape[0], TableSet._fields, _wanted(full, softplus)),
+        *_fake_tables(
+            batch, batch.candidates.shape[0], COLUMN_TABLES, _wanted(full) if columns else ()
+        ),
+    )
+
+
+def _fake_level_tables_bwd(*args: Any) -> _Tensors:
+    batch, _ = _batch(*args[:_INPUTS])
+    return _fake_gradients(batch, Needs(*args[-1]))
+
+
+def _fake_multi_level_nce(*args: Any) -> _Tensors:
+    batch, _ = _batch(*args[:_INPUTS])
+    n = batch.queries.shape[0]
+    return (
+        batch.queries.new_empty(n, dtype=batch.dtype),
+        *_fake_tables(batch, n, ("lse", "total", "count"), _wanted(False)),
+        *_fake_gradients(batch, Needs(*args[-1])),
+    )
+
+
+def _fake_sigmoid_loss(*args: Any) -> _Tensors:
+    batch, _ = _batch(*args[:_INPUTS])
+    return (
+        batch.queries.new_empty(batch.queries.shape[0], dtype=batch.dtype),
+        *_fake_gradients(batch, Needs(*args[-1])),
+        batch.queries.new_empty((), dtype=batch.dtype),
     )
 
 
@@ -210,6 +213,7 @@ for _name, _implementation, _fake in (
     ("level_tables", _level_tables, _fake_level_tables),
     ("level_tables_bwd", _level_tables_bwd, _fake_level_tables_bwd),
     ("multi_level_nce", _multi_level_nce, _fake_multi_level_nce),
+    ("sigmoid_loss", _sigmoid_loss, _fake_sigmoid_loss),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"grainrank::{_name}", _fake, lib=_library)
@@ -217,3 +221,4 @@ for _name, _implementation, _fake in (
 level_tables = torch.ops.grainrank.level_tables.default
 level_tables_bwd = torch.ops.grainrank.level_tables_bwd.default
 multi_level_nce = torch.ops.grainrank.multi_level_nce.default
+sigmoid_loss = torch.ops.grainrank.sigmoid_loss.default

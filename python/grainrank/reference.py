@@ -1,29 +1,37 @@
-r"""The plain PyTorch reference: it defines what is correct, on any device, in any floating dtype.
+"""What is correct: the loss and its gradients in plain PyTorch, dense N x M, on any device.
 
-It builds the whole similarity matrix and is meant for tests, small batches and machines without a
-kernel.
+Every other backend is judged by this file (`grainrank.testing`); no kernel imports it. The
+derivations that the kernels use stand here.
 
-Derivation
-----------
-Let `s_ij = <q_i, c_j>`, `z_ij = scale * s_ij`, and `y_ij` in `{-1, 0, .., L}` the level of the
-pair; pairs with `y = -1` take no part. A loss that depends on the logits only through the row
-tables
+Notation. `s_ij = <q_i, c_j>`, `z_ij` the logit, and `y_ij` in `{-1, 0, .., L}` the level of the
+pair; pairs with `y = -1` take no part. The logit is `z_ij = scale * factor[y_ij] * s_ij` (all
+factors 1 unless said otherwise), or the curve of the circle loss with margin m,
+
+    z = scale * max(s + m, 0) * (s - m)                  at level 0
+    z = scale * max(1 + m - s, 0) * (s - (1 - m))        above
+
+whose weight, the max, is a constant to the gradient (Sun et al., CVPR 2020, section 3.2). A loss
+that depends on the logits only through the row tables
 
     lse[i, l]     = log sum_{j: y_ij = l} exp(z_ij)
     neg_lse[i, l] = log sum_{j: y_ij = l} exp(-z_ij)        levels >= 1
     total[i, l]   = sum_{j: y_ij = l} z_ij
     highest[i, l], lowest[i, l] = max, min over the level, taken at the first such column
+    softplus[i, l] = sum_{j: y_ij = l} log(1 + exp(t_il - z_ij))        levels >= 1
 
 has, by the chain rule and `d lse[i, l] / d z_ij = exp(z_ij - lse[i, l])` where `y_ij = l`, else 0,
 
-    G_ij = dL / dz_ij = d_lse[i, y] exp(z_ij - lse[i, y]) - d_neg_lse[i, y] exp(-z_ij - neg_lse[i,
-    y])
-                        + d_total[i, y] + [j = highest_at[i, y]] d_highest[i, y] + [j = lowest_at[i,
-                        y]] d_lowest[i, y]
+    G_ij = dL / dz_ij = d_lse[i, y] exp(z_ij - lse[i, y])
+                        - d_neg_lse[i, y] exp(-z_ij - neg_lse[i, y]) + d_total[i, y]
+                        + [j = highest_at[i, y]] d_highest[i, y]
+                        + [j = lowest_at[i, y]] d_lowest[i, y]
+                        - d_softplus[i, y] sigmoid(t_iy - z_ij)
 
-and, since `z = scale * Q C^T`,
+(the thresholds t are log-sum-exps of lower levels: `thresholds.py`). Column tables are the row
+tables of the transposed matrix; their G is added. Then, with `H = G * dz / d(scale * s)`,
 
-    dQ = scale * G C        dC = scale * G^T Q        dscale = sum_ij G_ij s_ij = <Q, G C>.
+    dQ = scale * H C        dC = scale * H^T Q        dscale = sum_ij H_ij s_ij = <Q, H C>
+    dfactor[l] = scale * sum_{y_ij = l} G_ij s_ij
 
 Multi-level NCE. With `A = LSE(P_k)` and `B = LSE(N_k)` (disjoint sets of levels),
 
@@ -33,6 +41,9 @@ Multi-level NCE. With `A = LSE(P_k)` and `B = LSE(N_k)` (disjoint sets of levels
 
 The sigmoid is what `1 - p` would be for the probability p of the positives; as a difference it
 loses all digits when p is close to 1.
+
+Sigmoid loss (SigLIP). With `x = z + bias`, `sum_j w_y softplus(x)` at level 0 and `softplus(-x)`
+above: separable, so that the gradient `+-w_y sigmoid(+-x)` needs no table.
 
 Normalisation. `x^ = x / max(|x|, eps)` gives `dx = (dx^ - x^ <x^, dx^>) / |x|`, and `dx = dx^ /
 eps` where the norm is below eps.
@@ -76,6 +87,7 @@ class TableGradients(NamedTuple):
     total: Tensor | None = None
     highest: Tensor | None = None
     lowest: Tensor | None = None
+    softplus: Tensor | None = None
 
 
 def normalize(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +128,28 @@ def level_tables(z: Tensor, level: Tensor, max_level: int) -> Tables:
     return Tables(*(torch.stack(table, dim=1) for table in zip(*columns, strict=True)))
 
 
-def pair_gradient(z: Tensor, level: Tensor, tables: Tables, d_tables: TableGradients) -> Tensor:
+def softplus(x: Tensor) -> Tensor:
+    """`log(1 + exp(x))`; torch's own is cut off at 20."""
+    return -torch.nn.functional.logsigmoid(-x)
+
+
+def softplus_sums(z: Tensor, level: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """`softplus` and the sum of its derivatives in the threshold, `[N, L + 1]`."""
+    sums, slopes = [torch.zeros_like(z[:, 0])], [torch.zeros_like(z[:, 0])]
+    for k in range(1, thresholds.shape[1]):
+        x = thresholds[:, k, None] - z
+        sums.append(torch.where(level == k, softplus(x), 0.0).sum(dim=1))
+        slopes.append(torch.where(level == k, torch.sigmoid(x), 0.0).sum(dim=1))
+    return torch.stack(sums, dim=1), torch.stack(slopes, dim=1)
+
+
+def pair_gradient(
+    z: Tensor,
+    level: Tensor,
+    tables: Tables,
+    d_tables: TableGradients,
+    thresholds: Tensor | None = None,
+) -> Tensor:
     """G `[N, M]`: the gradient of the logits."""
     g = torch.zeros_like(z)
     columns = torch.arange(z.shape[1], device=z.device)
@@ -135,6 +168,9 @@ def pair_gradient(z: Tensor, level: Tensor, tables: Tables, d_tables: TableGradi
         if d_tables.lowest is not None:
             at = columns == tables.lowest_at[:, k, None]
             at_level = at_level + d_tables.lowest[:, k, None] * at
+        if d_tables.softplus is not None and thresholds is not None and k > 0:
+            slope = torch.sigmoid(thresholds[:, k, None] - z)
+            at_level = at_level - d_tables.softplus[:, k, None] * slope
         g = torch.where(level == k, at_level, g)
     return g
 
@@ -153,8 +189,7 @@ def multi_level_nce(
         has_positive = (count * in_p).sum(dim=1) > 0
         a = torch.where(in_p, lse, EMPTY).logsumexp(dim=1)
         b = torch.where(in_n, lse, EMPTY).logsumexp(dim=1)
-        softplus = -torch.nn.functional.logsigmoid(a - b)
-        loss = loss + level_weights[k - 1] * torch.where(has_positive, softplus, 0.0)
+        loss = loss + level_weights[k - 1] * torch.where(has_positive, softplus(b - a), 0.0)
         slope = level_weights[k - 1] * torch.where(has_positive, torch.sigmoid(b - a), 0.0)
         share_b = torch.where(in_n, torch.exp(lse - b[:, None]), 0.0)
         share_a = torch.where(in_p, torch.exp(lse - a[:, None]), 0.0)
@@ -163,32 +198,25 @@ def multi_level_nce(
 
 
 def logits(
-    queries: Tensor, candidates: Tensor, scale: Tensor, normalized: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`z` `[N, M]`, and the (normalised) operands with their former norms; dtype of `scale`."""
-    q, c = queries.to(scale.dtype), candidates.to(scale.dtype)
-    q_norm, c_norm = q.new_ones(q.shape[0], 1), c.new_ones(c.shape[0], 1)
-    if normalized:
-        (q, q_norm), (c, c_norm) = normalize(q), normalize(c)
-    return scale * (q @ c.T), q, c, q_norm, c_norm
+    s: Tensor, level: Tensor, scale: Tensor, factors: Tensor | None, circle: float | None
+) -> tuple[Tensor, Tensor]:
+    """The logits `[N, M]` of similarities s, and the factor that takes G to H."""
+    if circle is not None:
+        weight = torch.where(level > 0, 1 + circle - s, s + circle).clamp_min(0)
+        center = torch.where(level > 0, s.new_tensor(1 - circle), s.new_tensor(circle))
+        return scale * (weight * (s - center)), weight
+    if factors is not None:
+        factor = factors[level.clamp_min(0).long()]
+        return scale * (factor * s), factor
+    return scale * s, torch.ones_like(s)
 
 
-def gradients(
-    queries: Tensor,
-    candidates: Tensor,
-    scale: Tensor,
-    level: Tensor,
-    tables: Tables,
-    d_tables: TableGradients,
-    normalized: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ `[N, D]`, dC `[M, D]` and dscale from the gradients of the tables; dtype of `scale`."""
-    z, q, c, q_norm, c_norm = logits(queries, candidates, scale, normalized)
-    g = pair_gradient(z, level, tables, d_tables)  # [N, M]
-    unscaled = g @ c  # [N, D]
-    d_scale = (q * unscaled).sum()
-    d_q, d_c = scale * unscaled, scale * (g.T @ q)
-    if normalized:
-        d_q = normalize_backward(d_q, q, q_norm)
-        d_c = normalize_backward(d_c, c, c_norm)
-    return d_q, d_c, d_scale
+def sigmoid_loss(
+    z: Tensor, level: Tensor, bias: Tensor, level_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The loss of each row `[N]`, and its G `[N, M]`; `level_weights` `[L + 1]`."""
+    weight = torch.where(level >= 0, level_weights[level.clamp_min(0).long()], 0.0)
+    sign = torch.where(level > 0, -1.0, 1.0).to(z.dtype)
+    x = sign * (z + bias)
+    loss = (weight * softplus(x)).sum(dim=1)
+    return loss, weight * sign * torch.sigmoid(x)

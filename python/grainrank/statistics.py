@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import autograd
-from .backends import Backend, check_backend
+from .batch import Batch
 from .heads import level_losses
-from .levels import LevelSource, as_source
-from .sweep import TableSet
-from .validation import check_embeddings, check_scale, check_workspace
+from .reference import EMPTY
+from .table_sets import TableSet
 
 
 class LevelStatistics(NamedTuple):
@@ -31,61 +30,28 @@ class LevelStatistics(NamedTuple):
     lowest: Tensor  #: lowest logit of the level
     highest_at: Tensor  #: the (first) candidate that has it, int64
     lowest_at: Tensor  #: the (first) candidate that has it, int64
+    #: `sum log(1 + exp(t - z))` over the level, t the log-sum-exp of the level's negatives; None
+    #: unless asked for
+    softplus: Tensor | None = None
 
 
-def level_statistics(
-    queries: Tensor,
-    candidates: Tensor,
-    levels: LevelSource | None = None,
-    *,
-    temperature: float | Tensor | None = None,
-    logit_scale: float | Tensor | None = None,
-    normalize: bool = True,
-    backend: Backend = "auto",
-    workspace_mb: float | None = None,
-) -> LevelStatistics:
-    """The tables from which a graded loss is made, differentiable, without the N x M matrix.
+def statistics_of(tables: TableSet, view: int) -> LevelStatistics:
+    """The tables `[N, L + 1]` of a view of tables `[V, N, L + 1]`; light ones hold None."""
+    t = tables.of(view)
+    return LevelStatistics(*t[:8], softplus=t.softplus)  # type: ignore[arg-type]
 
-    A loss head is ordinary PyTorch on these tables; see the example. `lse`, `neg_lse`, `total`,
-    `highest` and `lowest` are differentiable in queries, candidates and the scale; the backward
-    computes the similarities again.
 
-    Args:
-        queries: embeddings `[N, D]`, float16, bfloat16, float32 or float64.
-        candidates: embeddings `[M, D]` of the same dtype and device.
-        levels: a level source; None: candidate i is the positive of query i.
-        temperature: logits are similarity / temperature; number or 0-d tensor. Exactly one of
-            `temperature` and `logit_scale` must be given.
-        logit_scale: logits are similarity * logit_scale; number or 0-d tensor.
-        normalize: cosine similarity (default); False: dot product.
-        backend: `"auto"`, `"cpu"` or `"reference"`.
-        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 1024 rows where these
-            need more.
-
-    Returns:
-        `LevelStatistics`, float32 (float64 for float64 inputs).
-
-    Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or value.
-
-    Example:
-        A loss of your own: the hardest negative stays a margin below the lowest positive.
-
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> q, c = torch.randn(2, 8, 16, generator=generator).requires_grad_().unbind()
-        >>> stats = level_statistics(q, c, temperature=0.1)
-        >>> has = stats.count[:, 1] > 0
-        >>> loss = torch.relu(stats.highest[:, 0] - stats.lowest[:, 1] + 2.0)[has].mean()
-        >>> loss.backward()
-    """
-    q, c = check_embeddings(queries, candidates)
-    source = as_source(levels)
-    source.check(q.shape[0], c.shape[0], q.device)
-    check_backend(backend, q.device)
-    scale = check_scale(temperature, logit_scale, q)
-    workspace = check_workspace(workspace_mb)
-    tables = autograd.level_tables(q, c, scale, source, normalize, backend, workspace, full=True)
-    return LevelStatistics(*tables)  # type: ignore[arg-type]
+def empty_statistics(like: LevelStatistics) -> LevelStatistics:
+    """What empty levels hold, in the same shapes."""
+    values = {
+        "lse": EMPTY, "neg_lse": EMPTY, "highest": EMPTY, "lowest": -EMPTY,
+        "highest_at": -1, "lowest_at": -1,
+    }  # fmt: skip
+    tables: dict[str, Any] = {
+        name: None if t is None else torch.full_like(t, values.get(name, 0))
+        for name, t in like._asdict().items()
+    }
+    return LevelStatistics(**tables)
 
 
 class LossStatistics(NamedTuple):
@@ -100,15 +66,19 @@ class LossStatistics(NamedTuple):
 
 
 def loss_statistics(
-    tables: TableSet, scale: Tensor, positives: str, negatives: str
+    channels: Sequence[LevelStatistics], batch: Batch, positives: str, negatives: str
 ) -> LossStatistics:
-    """From the tables of the batch.
+    """From the tables of the batch, one for all levels, or one for each level's term.
 
     Adjacent: next to each other among the levels that the row has.
     """
-    lse, total, count = tables.lse, cast(Tensor, tables.total), tables.count
     with torch.no_grad():
-        level_loss, level_rows = level_losses(lse, count, positives, negatives)
+        terms = [level_losses(t.lse, t.count, positives, negatives) for t in channels]
+        level_loss, level_rows = terms[0]
+        if len(terms) > 1:
+            level_loss = torch.stack([terms[k][0][k] for k in range(len(terms))])
+        total, count = channels[0].total, channels[0].count
+        scale = batch.scale if batch.factors is None else batch.scale * batch.factors[0]
         pairs = count.sum(dim=0)
         similarity = total.sum(dim=0) / scale / pairs.clamp_min(1)
         mean = total / count.clamp_min(1)  # [N, L + 1]

@@ -6,6 +6,7 @@ Each error names the argument, what was expected, what came and the mend.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -124,22 +125,29 @@ def check_scale(
     value = logit_scale if temperature is None else temperature
     dtype = accumulation_dtype(like.dtype)
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(
-                f"{name} must be a number or a tensor with one element, "
-                f"got shape {tuple(value.shape)}"
-            )
-        if not value.dtype.is_floating_point:
-            raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
-        check_device(name, value, like.device)
-        scale = value.reshape(()).to(dtype)
+        scale = _scalar_tensor(name, value, dtype, like.device)
         return scale if temperature is None else 1.0 / scale
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
-    number = float(value) if temperature is None else 1.0 / float(value)
+    number = check_number(name, value)
+    number = number if temperature is None else 1.0 / number
     return torch.full((), number, dtype=dtype, device=like.device)
+
+
+def check_scalar(name: str, value: object, like: Tensor) -> Tensor:
+    """A number or a tensor with one element as a 0-d tensor like `like`; differentiable."""
+    if isinstance(value, Tensor):
+        return _scalar_tensor(name, value, like.dtype, like.device)
+    return torch.full_like(like, check_number(name, value, low=-math.inf))
+
+
+def _scalar_tensor(name: str, value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if value.numel() != 1:
+        raise ValueError(
+            f"{name} must be a number or a tensor with one element, got shape {tuple(value.shape)}"
+        )
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{name} must be a floating tensor, got {value.dtype}")
+    check_device(name, value, device)
+    return value.reshape(()).to(dtype)
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -157,3 +165,71 @@ def check_workspace(workspace_mb: float | None) -> float:
     if not (math.isfinite(workspace_mb) and workspace_mb > 0):
         raise ValueError(f"workspace_mb must be positive and finite, got {workspace_mb}")
     return float(workspace_mb)
+
+
+def check_numbers(name: str, values: object) -> Tensor:
+    """Numbers, finite and not negative, as a tensor; of a tensor only the dtype is looked at."""
+    if isinstance(values, Tensor):
+        if not values.dtype.is_floating_point:
+            raise TypeError(f"{name} must be a floating tensor, got {values.dtype}")
+        return values
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(
+            f"{name} must be a sequence of numbers, a tensor or None, got {type(values).__name__}"
+        )
+    if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in values):
+        raise TypeError(f"{name} must hold numbers, got {list(values)!r}")
+    if any(not 0 <= x < float("inf") for x in values):
+        raise ValueError(f"{name} must be finite and not negative, got {list(values)}")
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def check_number(name: str, value: object, low: float = 0.0) -> float:
+    """A finite number above `low`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > low):
+        above = "positive and " if low == 0 else f"above {low:g} and " if low > -math.inf else ""
+        raise ValueError(f"{name} must be {above}finite, got {value}")
+    return float(value)
+
+
+def check_dims(
+    dims: Sequence[int] | None, weights: Sequence[float] | None, features: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Prefix lengths in ascending order, () for all features, and their weights."""
+    if dims is None:
+        if weights is not None:
+            raise ValueError("matryoshka_weights needs matryoshka_dims, got None; pass both")
+        return (), (1.0,)
+    if not isinstance(dims, Sequence) or any(
+        isinstance(d, bool) or not isinstance(d, int) for d in dims
+    ):
+        raise TypeError(f"matryoshka_dims must be a sequence of ints, got {dims!r}")
+    if len(dims) == 0 or len(set(dims)) != len(dims) or not all(1 <= d <= features for d in dims):
+        raise ValueError(
+            f"matryoshka_dims must be different lengths in 1..D = 1..{features}, got {list(dims)}"
+        )
+    given = [1.0] * len(dims) if weights is None else check_numbers("matryoshka_weights", weights)
+    if len(given) != len(dims):
+        raise ValueError(
+            f"matryoshka_weights must have one number for each of the {len(dims)} "
+            f"matryoshka_dims, got {len(given)}"
+        )
+    pairs = sorted(zip(dims, map(float, given), strict=True))
+    return tuple(d for d, _ in pairs), tuple(w for _, w in pairs)
+
+
+def check_memory(memory: object, candidates: Tensor) -> Tensor | None:
+    """`[Q, D]`, without gradient; None where there is nothing in it."""
+    if memory is None:
+        return None
+    tensor = check_tensor("memory", memory)
+    if tensor.dim() != 2 or tensor.shape[1] != candidates.shape[1]:
+        raise ValueError(
+            f"memory must have shape [Q, D] = [Q, {candidates.shape[1]}], got {tuple(tensor.shape)}"
+        )
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"memory must be floating, got {tensor.dtype}")
+    check_device("memory", tensor, candidates.device)
+    return tensor.detach() if tensor.shape[0] > 0 else None

@@ -1,4 +1,4 @@
-"""Loss heads: ordinary differentiable PyTorch on the level tables `[N, L + 1]`."""
+"""The multi-level NCE, with its gradient in closed form."""
 
 from __future__ import annotations
 

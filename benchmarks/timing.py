@@ -1,0 +1,43 @@
+"""Timings as ratios: providers in one process, in turn, medians over the rounds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+ROUNDS = 5
+Providers = dict[str, Callable[[], Any]]
+
+
+def interleave(providers: Providers, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each provider in each round; one round more, not counted, goes first."""
+    seconds: dict[str, list[float]] = {name: [] for name in providers}
+    for _ in range(rounds + 1):
+        for name, run in providers.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def record(benchmark: Any, providers: Providers, bases: tuple[str, ...]) -> None:
+    """Runs the rounds; the JSON gets their seconds, and each provider's ratio to each base."""
+    seconds: dict[str, list[float]] = {}
+
+    def rounds() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            seconds.update(interleave(providers, ROUNDS))
+
+    benchmark.pedantic(rounds, rounds=1, iterations=1)
+    benchmark.extra_info["seconds"] = seconds
+    for name in providers:
+        for base in bases:
+            benchmark.extra_info[f"{name}/{base}"] = ratio(seconds, name, base)

@@ -1,0 +1,75 @@
+// From similarities to logits, and which pairs a ceiling takes out: chunk by chunk, in front of the
+// passes, so that these know nothing of it.
+#pragma once
+
+#include "level_row.h"
+
+namespace grainrank {
+namespace GRAINRANK_ISA {
+
+// The block's similarities are logits but for the scale.
+template <class T>
+bool is_plain(const Block<T>& block) {
+    return !block.row_factors && !block.circle && !block.ceilings.rows && !block.ceilings.columns;
+}
+
+// s of row r, columns begin .. begin + n: the block's own memory where nothing has to be done.
+template <class T>
+const T* similarities(const Block<T>& block, int64_t r, int64_t begin, int64_t n, T* scratch) {
+    const T* given = block.similarities + r * block.row_stride + begin;
+    if (!block.row_factors) return given;
+    const T row = block.row_factors[r];
+    const T* column = block.column_factors + begin;
+    for (int64_t j = 0; j < n; ++j) scratch[j] = given[j] * (row * column[j]);
+    return scratch;
+}
+
+template <class T>
+void logits(const Block<T>& block, const T* factors, const T* s, const int32_t* level, int64_t n,
+            T* z) {
+    const T scale = block.scale, m = block.circle_margin;
+    if (block.circle) {
+        for (int64_t j = 0; j < n; ++j) {
+            const T below = circle_weight(s[j], m, false) * (s[j] - m);
+            const T above = circle_weight(s[j], m, true) * (s[j] - (T(1) - m));
+            z[j] = scale * (level[j] > 0 ? above : below);
+        }
+    } else if (factors) {
+        for (int64_t j = 0; j < n; ++j) z[j] = scale * factors[level[j] > 0 ? level[j] : 0] * s[j];
+    } else {
+        for (int64_t j = 0; j < n; ++j) z[j] = logit(s[j], scale);
+    }
+}
+
+// From gradients of the logits to gradients of `scale * similarity`, in place.
+template <class T>
+void through_logits(const Block<T>& block, const T* factors, const T* s, const int32_t* level,
+                    int64_t n, T* g) {
+    if (block.circle) {
+        const T m = block.circle_margin;
+        for (int64_t j = 0; j < n; ++j) g[j] *= circle_weight(s[j], m, level[j] > 0);
+    } else if (factors) {
+        for (int64_t j = 0; j < n; ++j) g[j] *= factors[level[j] > 0 ? level[j] : 0];
+    }
+}
+
+// Levels as row r sees them, or as the columns see them.
+template <class T>
+void apply_ceiling(const Block<T>& block, bool by_column, int64_t r, int64_t begin, int64_t n,
+                   const T* s, int32_t* level) {
+    const CeilingArgs<T>& ceilings = block.ceilings;
+    if (!(by_column ? ceilings.columns : ceilings.rows)) return;
+    const int64_t i = block.first_row + r;
+    const float* reference =
+        ceilings.reference ? ceilings.reference + r * block.columns + begin : nullptr;
+    for (int64_t j = 0; j < n; ++j) {
+        const T similarity = reference ? static_cast<T>(reference[j]) : s[j];
+        const T ceiling = by_column ? ceilings.columns[begin + j] : ceilings.rows[i];
+        const bool kept =
+            ceilings.query_ids && ceilings.query_ids[i] == ceilings.candidate_ids[begin + j];
+        if (level[j] == 0 && similarity > ceiling && !kept) level[j] = -1;
+    }
+}
+
+}  // namespace GRAINRANK_ISA
+}  // namespace grainrank

@@ -1,0 +1,42 @@
+"""Loss heads: ordinary differentiable PyTorch on the level tables `[N, L + 1]`.
+
+A head takes `LevelStatistics` and gives the loss of each row `[N]` (a few give one number for the
+batch). A row in which the loss is not defined, above all one without positives, has loss 0 and no
+gradient; no head gives NaN for finite logits.
+"""
+
+from .contrastive import hard_negative_nce, info_nce, sup_con
+from .graded import csl, hmlc, rince, rince_out
+from .metric_learning import circle, multi_similarity
+from .nce import (
+    Negatives,
+    Positives,
+    level_losses,
+    multi_level_nce,
+    multi_level_nce_gradient,
+)
+from .ranking import list_net, pairwise_ranking, softmax_ranking, unique_softmax
+from .tables import Tables, merge
+
+__all__ = [
+    "Negatives",
+    "Positives",
+    "Tables",
+    "circle",
+    "csl",
+    "hard_negative_nce",
+    "hmlc",
+    "info_nce",
+    "level_losses",
+    "list_net",
+    "merge",
+    "multi_level_nce",
+    "multi_level_nce_gradient",
+    "multi_similarity",
+    "pairwise_ranking",
+    "rince",
+    "rince_out",
+    "softmax_ranking",
+    "sup_con",
+    "unique_softmax",
+]

@@ -1,0 +1,98 @@
+"""The further blocks of the joint direction: query-query and candidate-candidate pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+
+from ..batch import Batch
+from ..levels import (
+    Ceiled,
+    Diagonal,
+    Excluded,
+    FalseNegativeMargin,
+    GrainKeys,
+    LevelSource,
+    as_source,
+)
+from ..validation import check_choice
+
+JointBlock = Literal["query_query", "candidate_query", "candidate_candidate"]
+JOINT_BLOCKS: tuple[JointBlock, ...] = ("query_query", "candidate_query", "candidate_candidate")
+
+
+class Joint(NamedTuple):
+    """The blocks that are wanted."""
+
+    queries: Batch | None  # [N, N]
+    columns: bool  # the queries as the candidates see them
+    candidates: Batch | None  # [N, M], of the first N candidates
+
+
+def make_joint(
+    batch: Batch,
+    levels: LevelSource,
+    blocks: Sequence[JointBlock],
+    query_levels: LevelSource | None,
+    candidate_levels: LevelSource | None,
+) -> Joint:
+    """`levels` as the user gave them, `batch` with resolved ones.
+
+    Raises:
+        ValueError: fewer candidates than queries, an unknown block, or levels that say nothing of
+            the blocks.
+    """
+    if isinstance(blocks, str):
+        raise TypeError(f'joint_blocks must be a sequence of names, got "{blocks}"')
+    for block in blocks:
+        check_choice("joint_blocks", block, JOINT_BLOCKS)
+    n, m = batch.queries.shape[0], batch.candidates.shape[0]
+    if m < n:
+        raise ValueError(
+            f'candidates must have at least N = {n} rows for direction="joint", where candidate i '
+            f"belongs to query i, got {m}"
+        )
+    q, c = batch.queries, batch.candidates
+
+    def of_side(side: int, name: str, given: LevelSource | None, columns: int) -> LevelSource:
+        source = (
+            _derived(name, levels, side, n, columns, q.device)
+            if given is None
+            else as_source(given)
+        )
+        source.check(n, columns, q.device)
+        if isinstance(batch.levels, Ceiled):
+            return batch.levels.of_block(source, side, n)
+        return source
+
+    queries = candidates = None
+    if "query_query" in blocks:
+        of_queries = of_side(0, "query_levels", query_levels, n)
+        queries = batch._replace(candidates=q, levels=of_queries)
+    if "candidate_candidate" in blocks:
+        of_candidates = of_side(1, "candidate_levels", candidate_levels, m)
+        candidates = batch._replace(queries=c[:n], levels=of_candidates)
+    return Joint(queries, "candidate_query" in blocks, candidates)
+
+
+def _derived(
+    name: str, levels: LevelSource, side: int, rows: int, columns: int, device: torch.device
+) -> LevelSource:
+    """Pairs of one side: negatives where they share no key, nobody compared with itself."""
+    ids = torch.arange(columns, device=device)
+    base = levels.base if isinstance(levels, FalseNegativeMargin) else levels
+    if isinstance(base, Excluded):
+        ids = base.ids[side]
+        base = base.base
+    if isinstance(base, Diagonal):
+        keys = torch.full((columns, 1), -1, device=device)  # unknown: equals nothing
+    elif isinstance(base, GrainKeys):
+        keys = base.tensors[side]
+    else:
+        raise ValueError(
+            f'{name} must be given for direction="joint" with {type(base).__name__}, which says '
+            f"nothing of these pairs; pass a level source for them"
+        )
+    return GrainKeys(keys[:rows], keys).exclude(ids[:rows], ids)

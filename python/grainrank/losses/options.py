@@ -1,0 +1,227 @@
+"""The options that all losses share, and what a loss is computed on once they are checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, TypedDict
+
+from torch import Tensor
+
+from ..backends import Backend, check_backend
+from ..batch import Batch
+from ..ceilings import resolve_ceilings
+from ..levels import LevelSource, as_source
+from ..validation import (
+    check_choice,
+    check_dims,
+    check_embeddings,
+    check_finite,
+    check_memory,
+    check_numbers,
+    check_scale,
+    check_workspace,
+)
+from .joint import JOINT_BLOCKS, Joint, JointBlock, make_joint
+
+Reduction = Literal["mean", "sum", "none"]
+NanPolicy = Literal["propagate", "raise"]
+Direction = Literal["query_to_candidate", "candidate_to_query", "symmetric", "joint"]
+_DIRECTIONS = ("query_to_candidate", "candidate_to_query", "symmetric", "joint")
+
+
+class SharedOptions(TypedDict, total=False):
+    """What every loss takes by keyword, next to its own arguments.
+
+    direction: `"query_to_candidate"` (default): every query ranks the candidates.
+        `"candidate_to_query"`: every candidate ranks the queries. `"symmetric"`: the mean of both,
+        from one product of the similarities (CLIP). `"joint"`: every query ranks the candidates
+        among more negatives: the other queries, and what its own candidate (candidate i of query i)
+        is compared with, all queries and all candidates (GTE, Li et al. 2023, eq. 2). Of these
+        blocks only pairs of level 0 count.
+    reduction: `"mean"` (default) over the rows that have a positive at any level, `"sum"`, or
+        `"none"`: one loss for each row `[N]`, 0 for a row without a positive; not for
+        `"symmetric"`.
+    normalize: cosine similarity (default True); False: dot product.
+    matryoshka_dims: lengths of prefixes of the features; the loss is the sum over them, each
+        normalised by itself, like sentence-transformers' MatryoshkaLoss, for about the price of
+        the longest one. None (default): all features.
+    matryoshka_weights: a weight for each of them; None (default): 1.
+    memory: further candidates `[Q, D]` without gradient, behind the others: an `EmbeddingQueue`'s
+        embeddings, say. The level source covers M + Q candidates. They are compared with the
+        queries, and rank nothing themselves.
+    joint_blocks: where the further negatives of `"joint"` come from: the other queries,
+        `"query_query"`; what the query's own candidate is compared with, all queries,
+        `"candidate_query"`, and all candidates, `"candidate_candidate"`. Default: all three. Of
+        these blocks only pairs of level 0 count.
+    query_levels, candidate_levels: level sources of the query-query and candidate-candidate pairs
+        of `"joint"`. None (default): other queries and candidates are negatives, or, with
+        `GrainKeys`, where they share no key.
+    backend: `"auto"` (default), `"cpu"` or `"reference"`. A named backend never falls back.
+    workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, or 1024 rows
+        where these need more.
+    nan: `"propagate"` (default): a NaN or infinity in the inputs shows in the loss; `"raise"`:
+        ValueError with the row, at the cost of reading the inputs once more.
+    """
+
+    direction: Direction
+    reduction: Reduction
+    normalize: bool
+    matryoshka_dims: Sequence[int] | None
+    matryoshka_weights: Sequence[float] | None
+    memory: Tensor | None
+    joint_blocks: Sequence[JointBlock]
+    query_levels: LevelSource | None
+    candidate_levels: LevelSource | None
+    backend: Backend
+    workspace_mb: float | None
+    nan: NanPolicy
+
+
+class ScaledOptions(SharedOptions, total=False):
+    """The shared options, and the scale: exactly one of the two.
+
+    temperature: logits are similarity / temperature; a number or a 0-d tensor, which may require a
+        gradient.
+    logit_scale: logits are similarity * logit_scale: the factor itself, not its logarithm.
+    """
+
+    temperature: float | Tensor | None
+    logit_scale: float | Tensor | None
+
+
+class Problem(NamedTuple):
+    """A loss step with checked options; of `candidate_to_query` the sides are exchanged already."""
+
+    batch: Batch
+    backend: str
+    direction: Direction
+    reduction: Reduction
+    dim_weights: tuple[float, ...]  # [P]
+    joint: Joint | None
+
+
+def prepare(
+    queries: Tensor,
+    candidates: Tensor,
+    levels: LevelSource | None,
+    level_temperatures: Sequence[float] | Tensor | None = None,
+    *,
+    temperature: float | Tensor | None = None,
+    logit_scale: float | Tensor | None = None,
+    direction: Direction = "query_to_candidate",
+    reduction: Reduction = "mean",
+    normalize: bool = True,
+    matryoshka_dims: Sequence[int] | None = None,
+    matryoshka_weights: Sequence[float] | None = None,
+    memory: Tensor | None = None,
+    joint_blocks: Sequence[JointBlock] = JOINT_BLOCKS,
+    query_levels: LevelSource | None = None,
+    candidate_levels: LevelSource | None = None,
+    backend: Backend = "auto",
+    workspace_mb: float | None = None,
+    nan: NanPolicy = "propagate",
+) -> Problem:
+    """Checks everything that a user passes.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or value.
+    """
+    q, c = check_embeddings(queries, candidates)
+    check_choice("direction", direction, _DIRECTIONS)
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    check_choice("nan", nan, ("propagate", "raise"))
+    check_backend(backend, q.device)
+    memory = check_memory(memory, c)
+    if memory is not None and direction in ("candidate_to_query", "joint"):
+        raise ValueError(
+            f'memory has candidates for the queries alone, got direction="{direction}"; '
+            f'leave memory out, or use "query_to_candidate" or "symmetric"'
+        )
+    if reduction == "none" and direction == "symmetric":
+        raise ValueError(
+            'reduction="none" has one loss for each row of one direction, got '
+            'direction="symmetric"; call the loss once for each direction'
+        )
+    if direction != "joint" and (query_levels is not None or candidate_levels is not None):
+        raise ValueError(
+            f"query_levels and candidate_levels belong to "
+            f'direction="joint", got direction="{direction}"; leave them out'
+        )
+    source = as_source(levels)
+    columns = c.shape[0] + (0 if memory is None else memory.shape[0])
+    source.check(q.shape[0], columns, q.device)
+    if level_temperatures is None:
+        scale, factors = check_scale(temperature, logit_scale, q), None
+    else:
+        scale, factors = _scales_of_levels(
+            level_temperatures, source.max_level, (temperature, logit_scale), q
+        )
+    if nan == "raise":
+        check_finite("queries", q)
+        check_finite("candidates", c)
+    if direction == "candidate_to_query":
+        q, c, source = c, q, source.transposed()
+    dims, weights = check_dims(matryoshka_dims, matryoshka_weights, q.shape[1])
+    batch = Batch(
+        q,
+        c,
+        scale,
+        source,
+        normalize,
+        factors,
+        memory=memory,
+        dims=dims,
+        workspace_mb=check_workspace(workspace_mb),
+    )
+    batch = resolve_ceilings(batch, backend, columns=direction in ("symmetric", "joint"))
+    joint = (
+        make_joint(batch, source, joint_blocks, query_levels, candidate_levels)
+        if direction == "joint"
+        else None
+    )
+    return Problem(batch, backend, direction, reduction, weights, joint)
+
+
+def _scales_of_levels(
+    level_temperatures: Sequence[float] | Tensor,
+    max_level: int,
+    others: tuple[Any, Any],
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The scale 1, and a channel for each level with the inverse temperature for all pairs."""
+    if others != (None, None):
+        raise ValueError(
+            "level_temperatures takes the place of temperature and logit_scale, got both; "
+            "leave the others out"
+        )
+    scale = check_scale(None, 1.0, like)
+    t = _numbers("level_temperatures", level_temperatures, "L", max_level, scale)
+    return scale, (1 / t)[:, None].expand(max_level, max_level + 1)
+
+
+def level_numbers(
+    name: str, values: Sequence[float] | Tensor, count: str, size: int, problem: Problem
+) -> Tensor:
+    """Numbers for levels, `[size]`, dtype and device of the scale; of a tensor differentiable."""
+    return _numbers(name, values, count, size, problem.batch.scale)
+
+
+def _numbers(
+    name: str, values: Sequence[float] | Tensor, count: str, size: int, scale: Tensor
+) -> Tensor:
+    result = check_numbers(name, values).to(dtype=scale.dtype, device=scale.device)
+    if tuple(result.shape) != (size,):
+        raise ValueError(
+            f"{name} must have {count} = {size} numbers, coarse to fine, "
+            f"got shape {tuple(result.shape)}"
+        )
+    return result
+
+
+def reject_reduction(name: str, options: Any) -> None:
+    """For losses of the whole batch."""
+    if options.get("reduction", "mean") != "mean":
+        raise ValueError(
+            f'reduction must be "mean" for {name}, which is one number for the batch, '
+            f"got {options['reduction']!r}"
+        )
