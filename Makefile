@@ -35,8 +35,10 @@ $(VENV)/ready: constraints.txt
 	touch $@
 
 # The wheel that a user gets, not an editable install; the build folder is kept, so this is quick when repeated.
+# open_clip without its dependencies: of these the loss needs torch alone, and torchvision is a build for another torch.
 $(VENV)/installed: $(VENV)/ready $(SOURCES)
-	$(PIP) install --quiet -c constraints.txt '.[demo,test]'
+	$(PIP) install --quiet -c constraints.txt '.[demo,test,peers]'
+	$(PIP) install --quiet -c constraints.txt --no-deps open_clip_torch
 	touch $@
 
 $(VENV)/lint-tools: $(VENV)/installed

@@ -160,13 +160,16 @@ void define_arguments(py::module_& m, const std::string& suffix) {
     py::class_<SoftplusArgs<T>>(m, ("Softplus_" + suffix).c_str())
         .def(py::init([](Address factors, Address thresholds, int64_t threshold_stride,
                          Address weights, bool positives, Address value, Address slope) {
-                 return SoftplusArgs<T>{at<const T*>(factors), at<const T*>(thresholds),
-                                        threshold_stride,      at<const T*>(weights),
-                                        positives,             at<T*>(value),
+                 return SoftplusArgs<T>{at<const T*>(factors),
+                                        at<const T*>(thresholds),
+                                        threshold_stride,
+                                        at<const T*>(weights),
+                                        positives,
+                                        at<T*>(value),
                                         at<T*>(slope)};
              }),
-             py::kw_only(), py::arg("factors"), py::arg("thresholds"), py::arg("threshold_stride"), py::arg("weights"),
-             py::arg("positives"), py::arg("value"), py::arg("slope"));
+             py::kw_only(), py::arg("factors"), py::arg("thresholds"), py::arg("threshold_stride"),
+             py::arg("weights"), py::arg("positives"), py::arg("value"), py::arg("slope"));
 }
 
 template <class T>
@@ -204,15 +207,56 @@ void define_passes(py::module_& m, const std::string& suffix) {
             return static_cast<int>(pass.softplus(block, levels, in));
         },
         py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("arguments"));
-    m.def(
-        ("function_" + suffix).c_str(),
-        [](const std::string& set, const std::string& name, Address x, Address y, int64_t n) {
-            const auto& pass = passes<T>(set);
-            const auto function = name == "exponential" ? pass.exponential : pass.log1p;
-            py::gil_scoped_release release;
-            function(at<const T*>(x), at<T*>(y), n);
-        },
-        py::arg("instruction_set"), py::arg("name"), py::arg("x"), py::arg("y"), py::arg("n"));
+    m.def(("norms_" + suffix).c_str(),
+          [](const std::string& set, Address x, int64_t row_stride, int64_t rows,
+             const std::vector<int64_t>& prefixes, Address norms, Address unit, int num_threads) {
+              const auto& pass = passes<T>(set);
+              const NormArgs<T> in{at<const T*>(x),
+                                   row_stride,
+                                   rows,
+                                   prefixes.data(),
+                                   static_cast<int>(prefixes.size()),
+                                   at<T*>(norms),
+                                   at<T*>(unit),
+                                   num_threads};
+              py::gil_scoped_release release;
+              pass.norms(in);
+          },
+          py::arg("instruction_set"), py::kw_only(), py::arg("x"), py::arg("row_stride"),
+          py::arg("rows"), py::arg("prefixes"), py::arg("norms"), py::arg("unit"),
+          py::arg("num_threads"));
+    m.def(("finish_" + suffix).c_str(),
+          [](const std::string& set, Address d, int64_t d_stride, Address values,
+             int64_t value_stride, int64_t rows, const std::vector<int64_t>& prefixes, double scale,
+             Address norms, Address along, Address dots, int num_threads) {
+              const auto& pass = passes<T>(set);
+              const FinishArgs<T> in{at<T*>(d),
+                                     d_stride,
+                                     at<const T*>(values),
+                                     value_stride,
+                                     rows,
+                                     prefixes.data(),
+                                     static_cast<int>(prefixes.size()),
+                                     static_cast<T>(scale),
+                                     at<const T*>(norms),
+                                     at<const T*>(along),
+                                     at<T*>(dots),
+                                     num_threads};
+              py::gil_scoped_release release;
+              pass.finish(in);
+          },
+          py::arg("instruction_set"), py::kw_only(), py::arg("d"), py::arg("d_stride"),
+          py::arg("values"), py::arg("value_stride"), py::arg("rows"), py::arg("prefixes"),
+          py::arg("scale"), py::arg("norms"), py::arg("along"), py::arg("dots"),
+          py::arg("num_threads"));
+    m.def(("function_" + suffix).c_str(),
+          [](const std::string& set, const std::string& name, Address x, Address y, int64_t n) {
+              const auto& pass = passes<T>(set);
+              const auto function = name == "exponential" ? pass.exponential : pass.log1p;
+              py::gil_scoped_release release;
+              function(at<const T*>(x), at<T*>(y), n);
+          },
+          py::arg("instruction_set"), py::arg("name"), py::arg("x"), py::arg("y"), py::arg("n"));
 }
 
 }  // namespace

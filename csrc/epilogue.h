@@ -8,16 +8,10 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
-// 1 where the key matches, for match="count": the level is the sum over the keys.
+// 1 where the key matches. match="count" adds it up over the keys; for match="prefix" it counts
+// where every coarser key has matched too.
 GRAINRANK_INLINE int32_t key_match(int32_t candidate_key, int32_t query_key) {
     return candidate_key == query_key;
-}
-
-// For match="prefix": a match counts only when every coarser key has matched, that is when the
-// level so far is k.
-GRAINRANK_INLINE int32_t prefix_match(int32_t level, int32_t k, int32_t candidate_key,
-                                      int32_t query_key) {
-    return key_match(candidate_key, query_key) & (level == k);
 }
 
 template <class F, class S>

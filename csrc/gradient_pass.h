@@ -156,17 +156,6 @@ void add_by_level(const T* a, const T* b, const int32_t* level, int64_t n, int l
     for (int l = 0; l < levels; ++l) out[l] += static_cast<T>(sums[l]);
 }
 
-template <class T>
-T dot(const T* a, const T* b, int64_t n) {
-    using V = Lanes<T>;
-    typename V::Float sum{};
-    int64_t j = 0;
-    for (; j + V::kWidth <= n; j += V::kWidth) sum += V::load(a + j) * V::load(b + j);
-    T total = V::sum(sum);
-    for (; j < n; ++j) total += a[j] * b[j];
-    return total;
-}
-
 // Everything else: channels, factors, curves, ceilings, softplus sums, moments.
 template <class T, bool kFull, int kLevels, bool kColumns>
 bool general_gradient_row(const GradientPass<T>& pass, int64_t r) {

@@ -21,33 +21,75 @@ struct ChunkLevels {
 };
 
 // The functions fill n levels, and return how many are not 0.
-inline int64_t match_keys(const LevelLeaf& args, int64_t i, int64_t begin, int64_t n,
-                          int64_t columns, int32_t* level) {
-    const bool prefix = args.kind == LevelKind::kKeysPrefix;
+
+// The first kKeys keys, all matched while the level is in a register.
+template <int kKeys>
+int64_t match_leading(const LevelLeaf& args, const int32_t* query_keys, int64_t begin, int64_t n,
+                      int64_t columns, int32_t* level) {
+    const int32_t* keys = args.candidate_keys + begin;
+    int32_t not_zero = 0;
+    for (int64_t j = 0; j < n; ++j) {
+        int32_t match = 1, matched = 0;
+        for (int k = 0; k < kKeys; ++k) {
+            match &= key_match(keys[k * columns + j], query_keys[k]);
+            matched += match;
+        }
+        level[j] = matched;
+        not_zero += matched != 0;
+    }
+    return not_zero;
+}
+
+// A finer key counts where every coarser one has matched.
+inline int64_t match_prefix(const LevelLeaf& args, int64_t i, int64_t begin, int64_t n,
+                            int64_t columns, int32_t* level) {
+    const int32_t* query_keys = args.query_keys + i * args.num_keys;
+    int64_t known = 0;  // a key that is not known ends the prefix
+    while (known < args.num_keys && query_keys[known] >= 0) ++known;
+    if (known == 0) {
+        memset(level, 0, n * sizeof *level);
+        return 0;
+    }
+    int64_t not_zero = 0, k = known < 4 ? known : 4;
+    switch (k) {
+        case 1:
+            not_zero = match_leading<1>(args, query_keys, begin, n, columns, level);
+            break;
+        case 2:
+            not_zero = match_leading<2>(args, query_keys, begin, n, columns, level);
+            break;
+        case 3:
+            not_zero = match_leading<3>(args, query_keys, begin, n, columns, level);
+            break;
+        default:
+            not_zero = match_leading<4>(args, query_keys, begin, n, columns, level);
+    }
+    for (int32_t found = 1; k < known && found != 0; ++k) {
+        const int32_t* keys = args.candidate_keys + k * columns + begin;
+        found = 0;
+        for (int64_t j = 0; j < n; ++j) {
+            const int32_t match =
+                key_match(keys[j], query_keys[k]) & (level[j] == static_cast<int32_t>(k));
+            level[j] += match;
+            found += match;
+        }
+    }
+    return not_zero;
+}
+
+inline int64_t match_count(const LevelLeaf& args, int64_t i, int64_t begin, int64_t n,
+                           int64_t columns, int32_t* level) {
     memset(level, 0, n * sizeof *level);
-    int32_t matched = 0;
+    int64_t matched = 0;
     for (int64_t k = 0; k < args.num_keys; ++k) {
         const int32_t key = args.query_keys[i * args.num_keys + k];
-        if (key < 0) {  // unknown: equals nothing
-            if (prefix) break;
-            continue;
-        }
+        if (key < 0) continue;  // unknown: equals nothing
         const int32_t* keys = args.candidate_keys + k * columns + begin;
-        const int32_t index = static_cast<int32_t>(k);
         int32_t found = 0;
-        if (prefix) {
-            for (int64_t j = 0; j < n; ++j) {
-                const int32_t match = prefix_match(level[j], index, keys[j], key);
-                level[j] += match;
-                found += match;
-            }
-            if (found == 0) break;  // nobody is left to match a finer key
-        } else {
-            for (int64_t j = 0; j < n; ++j) {
-                const int32_t match = key_match(keys[j], key);
-                level[j] += match;
-                found += match;
-            }
+        for (int64_t j = 0; j < n; ++j) {
+            const int32_t match = key_match(keys[j], key);
+            level[j] += match;
+            found += match;
         }
         matched += found;
     }
@@ -108,8 +150,9 @@ inline int64_t leaf_levels(const LevelLeaf& leaf, int64_t i, int64_t begin, int6
                            int64_t columns, int32_t* level, bool& valid) {
     switch (leaf.kind) {
         case LevelKind::kKeysPrefix:
+            return match_prefix(leaf, i, begin, n, columns, level);
         case LevelKind::kKeysCount:
-            return match_keys(leaf, i, begin, n, columns, level);
+            return match_count(leaf, i, begin, n, columns, level);
         case LevelKind::kDense:
             return copy_dense(leaf, i, begin, n, columns, level, valid);
         case LevelKind::kSparse:
@@ -146,7 +189,7 @@ inline bool row_levels(const LevelArgs& args, int64_t i, int64_t begin, int64_t 
         for (int64_t j = 0; j < n; ++j) out.level[j] = ids[j] == id ? -1 : out.level[j];
     }
     for (int64_t j = n; j < n + kPadding; ++j) out.level[j] = -1;
-    out.mixed = not_zero * 64 > n;
+    out.mixed = not_zero * 16 > n;
     return valid;
 }
 

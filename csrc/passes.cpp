@@ -4,6 +4,7 @@
 
 #include "gradient_pass.h"
 #include "parallel.h"
+#include "row_pass.h"
 #include "softplus_pass.h"
 #include "table_pass.h"
 
@@ -32,11 +33,10 @@ int run_items(void* context, int64_t begin, int64_t end) {
 }
 
 template <class Pass>
-Status for_each(const Pass& pass, int64_t items, int64_t grain,
+Status for_each(const Pass& pass, int64_t items, int64_t grain, int num_threads,
                 bool (*item)(const Pass&, int64_t)) {
     Loop<Pass> loop{pass, item};
-    return static_cast<Status>(
-        parallel_for(items, grain, pass.block.num_threads, run_items<Pass>, &loop));
+    return static_cast<Status>(parallel_for(items, grain, num_threads, run_items<Pass>, &loop));
 }
 
 template <int kCount>
@@ -69,10 +69,10 @@ Status tables(const Block<T>& block, const LevelArgs& levels, const T* factors,
         constexpr int kLevels = decltype(count)::kLevels;
         const bool all = rows.neg_lse;
         const Status status =
-            for_each(pass, block.rows, kRowsPerPiece,
+            for_each(pass, block.rows, kRowsPerPiece, block.num_threads,
                      all ? table_row<T, true, kLevels> : table_row<T, false, kLevels>);
         if (!columns || status != Status::kOk) return status;
-        return for_each(pass, (table_columns + kStrip - 1) / kStrip, 1,
+        return for_each(pass, (table_columns + kStrip - 1) / kStrip, 1, block.num_threads,
                         all ? table_strip<T, true, kLevels> : table_strip<T, false, kLevels>);
     });
 }
@@ -108,7 +108,7 @@ Status gradients(const Block<T>& block, const LevelArgs& levels, const GradientA
     }
     return with_levels(levels.max_level, [&](auto count) {
         constexpr int kLevels = decltype(count)::kLevels;
-        return for_each(pass, block.rows, grain,
+        return for_each(pass, block.rows, grain, block.num_threads,
                         full ? gradient_row<T, true, kLevels>(columns, plain)
                              : gradient_row<T, false, kLevels>(columns, plain));
     });
@@ -117,7 +117,19 @@ Status gradients(const Block<T>& block, const LevelArgs& levels, const GradientA
 template <class T>
 Status softplus_sums(const Block<T>& block, const LevelArgs& levels, const SoftplusArgs<T>& in) {
     const SoftplusPass<T> pass{block, levels, in};
-    return for_each(pass, block.rows, kRowsPerPiece, softplus_row<T>);
+    return for_each(pass, block.rows, kRowsPerPiece, block.num_threads, softplus_row<T>);
+}
+
+constexpr int64_t kEmbeddingsPerPiece = 64;
+
+template <class T>
+void norms(const NormArgs<T>& in) {
+    for_each(in, in.rows, kEmbeddingsPerPiece, in.num_threads, norm_row<T>);
+}
+
+template <class T>
+void finish(const FinishArgs<T>& in) {
+    for_each(in, in.rows, kEmbeddingsPerPiece, in.num_threads, finish_row<T>);
 }
 
 template <class T, typename Lanes<T>::Float (*function)(typename Lanes<T>::Float)>
@@ -133,7 +145,12 @@ void over_array(const T* x, T* y, int64_t n) {
 
 template <class T>
 Passes<T> passes() {
-    return {tables<T>, gradients<T>, softplus_sums<T>, over_array<T, exponential<T>>,
+    return {tables<T>,
+            gradients<T>,
+            softplus_sums<T>,
+            norms<T>,
+            finish<T>,
+            over_array<T, exponential<T>>,
             over_array<T, log1p_unit<T>>};
 }
 

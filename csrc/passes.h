@@ -20,7 +20,8 @@ template <class T>
 struct CeilingArgs {
     const T* rows;     // [N], or null: nothing is ignored
     const T* columns;  // [M], or null
-    // [R, M]: of the block's pairs in another embedding space, or null: the similarities themselves.
+    // [R, M]: of the block's pairs in another embedding space, or null: the similarities
+    // themselves.
     const float* reference;
     const int32_t* query_ids;      // [N] or null: pairs with equal ids are never ignored
     const int32_t* candidate_ids;  // [M] or null
@@ -107,10 +108,45 @@ struct SoftplusArgs {
     const T* factors;     // [L + 1], or null: 1
     const T* thresholds;  // [R, L + 1], or [L + 1] with stride 0
     int64_t threshold_stride;
-    const T* weights;  // [L + 1]: the similarities are replaced by weight * d softplus / dz; or null
-    bool positives;    // levels >= 1 alone
-    T* value;          // [R, L + 1]
-    T* slope;          // [R, L + 1]: sums of the derivatives sigmoid(x)
+    const T*
+        weights;     // [L + 1]: the similarities are replaced by weight * d softplus / dz; or null
+    bool positives;  // levels >= 1 alone
+    T* value;        // [R, L + 1]
+    T* slope;        // [R, L + 1]: sums of the derivatives sigmoid(x)
+};
+
+// A norm below this counts as this, as in torch.nn.functional.normalize.
+constexpr double kNormEps = 1e-12;
+
+// Norms of the prefixes of embeddings.
+template <class T>
+struct NormArgs {
+    const T* x;  // [R, D], rows `row_stride` apart
+    int64_t row_stride;
+    int64_t rows;
+    const int64_t* prefixes;  // lengths, ascending
+    int num_prefixes;         // P
+    T* norms;                 // [P, R]
+    T* unit;                  // [R, D] or null: x over the norm of the last prefix; may be x
+    int num_threads;
+};
+
+// From the gradient of rows as the products took them, per unit of scale, to that of the rows as
+// they were given: times the scale, and back through the normalisation. In place.
+template <class T>
+struct FinishArgs {
+    T* d;  // [R, D], rows `d_stride` apart
+    int64_t d_stride;
+    const T* values;  // [R, D], what the products took
+    int64_t value_stride;
+    int64_t rows;
+    const int64_t* prefixes;
+    int num_prefixes;
+    T scale;
+    const T* norms;  // [R]: the values are rows over these norms; or null
+    const T* along;  // [P, R]: d loses `values * along` in the features that prefix p adds; or null
+    T* dots;         // [R] or null: <values, d> as it came
+    int num_threads;
 };
 
 template <class T>
@@ -122,6 +158,8 @@ struct Passes {
     // The similarities are replaced by G, the gradient of `scale * s`, times the block's factors.
     Status (*gradients)(const Block<T>&, const LevelArgs&, const GradientArgs<T>&);
     Status (*softplus)(const Block<T>&, const LevelArgs&, const SoftplusArgs<T>&);
+    void (*norms)(const NormArgs<T>&);
+    void (*finish)(const FinishArgs<T>&);
     void (*exponential)(const T* x, T* y, int64_t n);
     void (*log1p)(const T* x, T* y, int64_t n);  // 0 <= x <= 1
 };

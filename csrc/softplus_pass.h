@@ -1,5 +1,5 @@
-// Sums of softplus over the pairs of each level: losses that are separable by pair (SigLIP), and the
-// per-positive terms of RINCE-out and unique softmax.
+// Sums of softplus over the pairs of each level: losses that are separable by pair (SigLIP), and
+// the per-positive terms of RINCE-out and unique softmax.
 #pragma once
 
 #include "logits.h"

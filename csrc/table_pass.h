@@ -1,5 +1,6 @@
 // Row and column tables of a block: one pass each, chunk by chunk. In a chunk the extremes of each
-// level come first, so that every exponential is taken against the running maximum of its own level.
+// level come first, so that every exponential is taken against the running maximum of its own
+// level.
 #pragma once
 
 #include <math.h>
@@ -77,15 +78,13 @@ class LevelTables {
         const int64_t count = pick(count_[l], lane);
         const bool empty = count == 0;
         const T total = pick(total_[l], lane);
-        out.lse[at] =
-            empty ? T(kEmpty) : shifted_log(pick(sum_[l], lane), pick(highest_[l], lane));
+        out.lse[at] = empty ? T(kEmpty) : shifted_log(pick(sum_[l], lane), pick(highest_[l], lane));
         out.total[at] = total;
         out.count[at] = count;
         if constexpr (kAll) {
             const T highest = pick(highest_[l], lane), lowest = pick(lowest_[l], lane);
-            out.neg_lse[at] = empty || l == 0
-                                  ? T(kEmpty)
-                                  : shifted_log(pick(negative_sum_[l], lane), -lowest);
+            out.neg_lse[at] =
+                empty || l == 0 ? T(kEmpty) : shifted_log(pick(negative_sum_[l], lane), -lowest);
             // Comparisons pass NaN over, sums do not.
             const bool nan = total != total;
             out.highest[at] = nan ? total : highest;
@@ -133,7 +132,7 @@ class LevelTables {
                 const auto here = level == V::splat_integer(l);
                 sum[l] += here ? e : Float{};
                 total[l] += here ? x : Float{};
-                count[l] += here ? V::splat_integer(1) : Integer{};
+                count[l] += V::ones(here);
             }
         }
         for (int l = 0; l < size(); ++l) {
@@ -177,7 +176,7 @@ class LevelTables {
             const Integer level = V::load_levels(levels + s * stride);
             for (int l = 0; l < size(); ++l) {
                 const auto here = level == V::splat_integer(l);
-                count[l] += here ? V::splat_integer(1) : Integer{};
+                count[l] += V::ones(here);
                 total[l] += here ? x : Float{};
                 const Float x_high = here ? x : high[l];
                 high[l] = x_high > high[l] ? x_high : high[l];
@@ -363,9 +362,8 @@ class LevelTables {
 template <class T>
 constexpr int64_t kLaneTerms = Lanes<T>::kWidth == 1 ? 32 : 64;
 template <class T>
-constexpr int64_t kTableChunk = kLaneTerms<T>* Lanes<T>::kWidth < kChunk
-                                    ? kLaneTerms<T>* Lanes<T>::kWidth
-                                    : kChunk;
+constexpr int64_t kTableChunk =
+    kLaneTerms<T> * Lanes<T>::kWidth < kChunk ? kLaneTerms<T> * Lanes<T>::kWidth : kChunk;
 
 template <class T>
 struct TablePass {

@@ -86,6 +86,16 @@ struct Lanes {
 #endif
     }
 
+    // 1 where the mask holds.
+    template <class Mask>
+    static GRAINRANK_INLINE Integer ones(Mask mask) {
+#if GRAINRANK_VECTOR_BYTES
+        return -mask;
+#else
+        return mask;
+#endif
+    }
+
     // Sums in a fixed tree order.
     static GRAINRANK_INLINE T sum(Float v) {
         T x[kWidth];
@@ -109,6 +119,21 @@ struct Lanes {
     }
     static GRAINRANK_INLINE T min(Float v) { return -max(-v); }
 };
+
+// Sum of a[k] * b[k]; four sums side by side hide the latency of the addition.
+template <class T>
+T dot(const T* a, const T* b, int64_t n) {
+    using V = Lanes<T>;
+    typename V::Float sums[4] = {};
+    int64_t k = 0;
+    for (; k + 4 * V::kWidth <= n; k += 4 * V::kWidth)
+        for (int i = 0; i < 4; ++i)
+            sums[i] += V::load(a + k + i * V::kWidth) * V::load(b + k + i * V::kWidth);
+    for (; k + V::kWidth <= n; k += V::kWidth) sums[0] += V::load(a + k) * V::load(b + k);
+    T total = V::sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (; k < n; ++k) total += a[k] * b[k];
+    return total;
+}
 
 }  // namespace GRAINRANK_ISA
 }  // namespace grainrank

@@ -62,6 +62,8 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         for name in names:
             monkeypatch.setattr(owner, name, _poisoned(getattr(owner, name)))
+    if _available():
+        monkeypatch.setattr("grainrank.cpu._kept", [])
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Every example of a docstring runs, and every Python block of the README."""
+"""Every example of a docstring runs, and every Python block of the documents."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(grainrank.__path__, "grainrank.")
     if name.startswith("grainrank.") and not re.search(r"_native|__main__|kernels|tests", name)
 ]
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("name", ["grainrank", *MODULES])
@@ -41,8 +42,10 @@ def test_public_docstrings_have_examples() -> None:
             assert ">>>" in text or name == "LevelSource", name
 
 
-def test_readme() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents(document: Path) -> None:
+    """The blocks of a document run one after the other, and end in a loss."""
+    blocks = re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
     assert len(blocks) >= 2
     namespace: dict[str, object] = {}
     for block in blocks:

@@ -55,6 +55,12 @@ def references(n: int, m: int) -> tuple[Tensor, Tensor]:
     return random(n, 5, seed=1), random(m, 5, seed=2)
 
 
+def steep(n: int, seed: int) -> Tensor:
+    """Keys [n, 7], 0 but for the last ones."""
+    keys = integers(0, 2, n, 7, seed=seed) * (torch.arange(7) >= integers(0, 7, n, 1, seed=seed))
+    return keys.masked_fill(torch.arange(7) >= integers(3, 9, n, 1, seed=seed + 2), -1)
+
+
 def sources(n: int, m: int) -> dict[str, LevelSource]:
     """Every source and composition."""
     q_ref, c_ref = references(n, m)
@@ -68,6 +74,8 @@ def sources(n: int, m: int) -> dict[str, LevelSource]:
         "diagonal": Diagonal(),
         "prefix": keys,
         "count": GrainKeys(*keys.tensors, match="count"),
+        # Deep paths that share long prefixes; some end early.
+        "seven grains": GrainKeys(*(steep(x, seed) for x, seed in ((n, 13), (m, 14)))),
         "dense": DenseLevels(integers(-1, 6, n, m, seed=7), 7),
         "sparse": sparse,
         "bands": bands,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -20,7 +21,10 @@ from grainrank import (
     SparseLevels,
     level_statistics,
     multi_level_ranking_loss,
+    sweep,
 )
+
+cpu = pytest.importorskip("grainrank.cpu")
 
 N, D, K = 1500, 16, 3
 WORKSPACE_MB = 0.5
@@ -28,7 +32,11 @@ MATRIX = N * N  # bytes, if a pair took one; the tables and inputs are far small
 
 
 def allocations(run: Any) -> list[int]:
-    """Bytes of every allocation that torch makes, frees as negative numbers, in order."""
+    """Bytes of every allocation that torch makes, frees as negative numbers, in order.
+
+    With the workspace, which a step before may have left.
+    """
+    cpu._kept.clear()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         run()
     return [
@@ -163,6 +171,41 @@ def test_every_loss_and_source(loss: str, source: str, monkeypatch: pytest.Monke
     # Prefixes, sides and the merged tables in double precision come on top: all O(N), and half of
     # what the matrix takes in float32.
     assert peak(sizes) <= 2 * MATRIX
+
+
+def test_one_workspace_of_the_default_size_is_kept() -> None:
+    """Steps use it again, in and out of inference mode; a larger one goes."""
+    q, c = torch.randn(2, N, D, generator=torch.Generator().manual_seed(1))
+
+    def loss(**options: Any) -> Any:
+        return multi_level_ranking_loss(q, c, temperature=0.1, **options)
+
+    with torch.inference_mode():
+        expected = loss()
+    (kept,) = cpu._kept
+    assert kept.nbytes == N * N * 4
+    q.requires_grad_()
+    for _ in range(2):
+        again = loss()
+        again.backward()
+        assert again == expected
+    assert [t.data_ptr() for t in cpu._kept] == [kept.data_ptr()]
+    assert loss(workspace_mb=0.1) == expected, "a part of it is enough"
+    multi_level_ranking_loss(q.double(), c.double(), temperature=0.1)
+    assert [t.dtype for t in cpu._kept] == [torch.float64]
+
+    wide = torch.randn(sweep.DEFAULT_WORKSPACE // 4096 + 1, 4)
+    multi_level_ranking_loss(wide[:1024], wide, temperature=0.1)
+    assert not cpu._kept
+
+
+def test_an_interrupted_sweep_gives_the_workspace_back() -> None:
+    q = torch.randn(N, D, generator=torch.Generator().manual_seed(1))
+    wrong = DenseLevels(torch.full((N, N), 3, dtype=torch.int8), max_level=2)
+    with pytest.raises(ValueError, match="max_level"):
+        multi_level_ranking_loss(q, q, wrong, temperature=0.1)
+    gc.collect()
+    assert len(cpu._kept) == 1
 
 
 def test_the_reference_does_store_it() -> None:

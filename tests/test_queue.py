@@ -77,6 +77,22 @@ def test_training_with_it(backend: Any) -> None:
     clip_loss(q, c, levels, temperature=0.2, memory=queue.embeddings, backend=backend).backward()
 
 
+@pytest.mark.parametrize("frozen", ["queries", "candidates", "both"])
+def test_the_scale_sees_the_memory(frozen: str, backend: Any) -> None:
+    """Whichever side needs a gradient."""
+    q, c, memory = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor(3.0, requires_grad=True)
+
+    def gradient(candidates: Tensor, **options: Any) -> Tensor:
+        a = q.clone().requires_grad_(frozen == "candidates")
+        b = candidates.clone().requires_grad_(frozen == "queries")
+        loss = info_nce_loss(a, b, logit_scale=scale, backend=backend, **options)
+        (d,) = torch.autograd.grad(loss, scale)
+        return d
+
+    torch.testing.assert_close(gradient(c, memory=memory), gradient(torch.cat([c, memory])))
+
+
 def test_an_empty_queue_changes_nothing(backend: Any) -> None:
     q, c = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
     queue = EmbeddingQueue(size=8, dim=4)

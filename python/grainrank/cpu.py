@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +14,13 @@ from . import _native  # type: ignore[attr-defined]
 from .batch import Batch
 from .cpu_levels import CpuLevels, ReferenceBlock, narrow
 from .levels import Ceiled, level_range_error
-from .sweep import Block, Channel
+from .sweep import DEFAULT_WORKSPACE, Block, Channel
 from .table_sets import TableSet
 
 _LARGE = 4 * 2**20  # bytes from which huge pages pay
+# The last workspace, of the default size at most: a fresh one costs up to a tenth of a step in page
+# faults.
+_kept: list[Tensor] = []
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
@@ -55,6 +60,60 @@ class CpuPasses:
         if size >= _LARGE:
             _native.advise_huge_pages(tensor.data_ptr(), size)
         return tensor
+
+    @contextlib.contextmanager
+    def workspace(self, *shape: int) -> Iterator[Tensor]:
+        size = math.prod(shape)
+        try:
+            memory = _kept.pop()
+        except IndexError:
+            memory = None
+        if memory is None or memory.dtype != self._dtype or memory.numel() < size:
+            with torch.inference_mode(False):  # a step outside inference mode may be next
+                memory = self.empty(size)
+        try:
+            yield memory[:size].view(shape)
+        finally:
+            if memory.nbytes <= DEFAULT_WORKSPACE and not _kept:
+                _kept.append(memory)
+
+    def norms(
+        self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
+    ) -> None:
+        getattr(_native, f"norms_{self._suffix}")(
+            self._set,
+            x=x.data_ptr(),
+            row_stride=x.stride(0),
+            rows=x.shape[0],
+            prefixes=prefixes,
+            norms=norms.data_ptr(),
+            unit=_address(unit),
+            num_threads=torch.get_num_threads(),
+        )
+
+    def finish_(
+        self,
+        d: Tensor,
+        values: Tensor,
+        prefixes: tuple[int, ...],
+        norms: Tensor | None,
+        along: Tensor | None,
+        dots: Tensor,
+    ) -> None:
+        getattr(_native, f"finish_{self._suffix}")(
+            self._set,
+            d=d.data_ptr(),
+            d_stride=d.stride(0),
+            values=values.data_ptr(),
+            value_stride=values.stride(0),
+            rows=d.shape[0],
+            prefixes=prefixes,
+            scale=self._scale,
+            norms=_address(norms),
+            along=_address(along),
+            dots=dots.data_ptr(),
+            num_threads=torch.get_num_threads(),
+        )
 
     def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
         self._run(

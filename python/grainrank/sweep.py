@@ -13,6 +13,7 @@ gradient is a product with the sum of the G of all prefixes that have it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from . import column_tables
 from .batch import Batch
 from .heads import multi_level_nce_gradient
-from .operands import FINISH_ROWS, Operand
+from .operands import Operand, RowPasses
 from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, TableSet
 from .thresholds import thresholds, through_thresholds
 
@@ -58,14 +59,14 @@ class Channel(NamedTuple):
     moments: Tensor | None = None  # [R, L + 1], out: sums of gradient times logit over the level
 
 
-class Passes(Protocol):
+class Passes(RowPasses, Protocol):
     """The fused passes of a backend over a row block."""
 
     #: Rows of one row of `column_moments`.
     moment_rows: int
 
-    def empty(self, *shape: int) -> Tensor:
-        """Memory of the accumulation dtype for a large result or the workspace."""
+    def workspace(self, *shape: int) -> AbstractContextManager[Tensor]:
+        """Memory of the accumulation dtype for the row blocks of one sweep."""
 
     def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
         """Fills the tables `[R, L + 1]` of the block's rows, and those `[M, L + 1]` of its columns
@@ -136,7 +137,7 @@ class _Sweep:
     def __init__(self, batch: Batch, passes: Passes) -> None:
         self.batch, self.passes = batch, passes
         self.candidates = Operand.prepare(
-            batch.candidates, batch.all_candidates(), batch.prefixes, batch.normalize, passes.empty
+            batch.candidates, batch.all_candidates(), batch.prefixes, batch.normalize, passes
         )
 
     def __iter__(self) -> Iterator[_Rows]:
@@ -146,27 +147,28 @@ class _Sweep:
             prefixes * candidates.values.element_size() + 4 * batch.levels.num_references
         )
         rows = block_rows(n, row_bytes, batch.workspace_mb)
-        workspace = passes.empty(prefixes, rows, columns)
-        for start in range(0, n, rows):
-            stop = min(start + rows, n)
-            x = batch.queries[start:stop]
-            queries = Operand.prepare(
-                x, x.to(batch.dtype), batch.prefixes, batch.normalize, passes.empty
-            )
-            blocks: list[Block] = []
-            first = 0
-            for p, last in enumerate(batch.prefixes):
-                s = workspace[p, : stop - start]
-                a, b = queries.values[:, first:last], candidates.values[:, first:last].t()
-                if p == 0:
-                    torch.mm(a, b, out=s)
-                else:
-                    torch.addmm(blocks[-1].similarities, a, b, out=s)
-                first = last
-                row = None if queries.inverse is None else queries.inverse[p]
-                column = None if candidates.inverse is None else candidates.inverse[p]
-                blocks.append(Block(s, start, p, row, column))
-            yield _Rows(start, stop, queries, blocks)
+        with passes.workspace(prefixes, rows, columns) as workspace:
+            for start in range(0, n, rows):
+                yield self._block(start, min(start + rows, n), workspace)
+
+    def _block(self, start: int, stop: int, workspace: Tensor) -> _Rows:
+        batch, passes, candidates = self.batch, self.passes, self.candidates
+        x = batch.queries[start:stop]
+        queries = Operand.prepare(x, x.to(batch.dtype), batch.prefixes, batch.normalize, passes)
+        blocks: list[Block] = []
+        first = 0
+        for p, last in enumerate(batch.prefixes):
+            s = workspace[p, : stop - start]
+            a, b = queries.values[:, first:last], candidates.values[:, first:last].t()
+            if p == 0:
+                torch.mm(a, b, out=s)
+            else:
+                torch.addmm(blocks[-1].similarities, a, b, out=s)
+            first = last
+            row = None if queries.inverse is None else queries.inverse[p]
+            column = None if candidates.inverse is None else candidates.inverse[p]
+            blocks.append(Block(s, start, p, row, column))
+        return _Rows(start, stop, queries, blocks)
 
 
 def _empty_tables(batch: Batch, rows: int, full: bool, softplus: bool = False) -> TableSet:
@@ -343,54 +345,51 @@ class _Gradients:
         for p in reversed(range(len(gradients) - 1)):
             gradients[p].add_(gradients[p + 1])
         queries, m = item.queries, batch.candidates.shape[0]
+        d_queries = None
+        if needs.queries:
+            d_queries = self.d_queries[item.start : item.stop, : batch.prefixes[-1]]
+        elif self._scale_from_rows:
+            d_queries = self.passes.empty(*queries.values.shape)
         first = 0
-        d_queries = self.d_queries[item.start : item.stop] if needs.queries else None
         for g, last in zip(gradients, batch.prefixes, strict=True):
             here = slice(first, last)
-            values = queries.values[:, here]
-            if needs.queries or (needs.scale and not needs.candidates):
-                out = None if d_queries is None else d_queries[:, here]
-                part = torch.mm(g, self.candidates.values[:, here], out=out)
-                if needs.scale:
-                    self._d_scale += (values * part).sum(dtype=torch.float64)
+            if d_queries is not None:
+                torch.mm(g, self.candidates.values[:, here], out=d_queries[:, here])
             if needs.candidates:
                 d_candidates = self.d_candidates[:, here]
+                values = queries.values[:, here]
                 d_candidates.addmm_(g[:, :m].t(), values, beta=float(item.start > 0))
             first = last
         if d_queries is not None:
-            longest = d_queries[:, : batch.prefixes[-1]]
-            queries.finish_(longest, batch.scale, batch.prefixes, row_moments)
+            dots = queries.finish_(d_queries, batch.prefixes, row_moments, self.passes)
+            if needs.scale:
+                self._d_scale += dots.sum(dtype=torch.float64)
+
+    @property
+    def _scale_from_rows(self) -> bool:
+        """Else the candidates' gradients give it: no further product, but none of the memory."""
+        needs, memory = self.needs, self.batch.memory
+        return needs.scale and (needs.queries or not needs.candidates or memory is not None)
 
     def finish(self) -> Gradients:
         batch, needs = self.batch, self.needs
-        m, longest = batch.candidates.shape[0], batch.prefixes[-1]
+        m = batch.candidates.shape[0]
         if needs.candidates:
-            d_candidates = self.d_candidates[:, :longest]
-            if needs.scale and not needs.queries:
-                self._add_scale_of_columns(d_candidates)
             moments = self._column_moments
-            Operand(
-                self.candidates.values[:m],
-                None if self.candidates.norm is None else self.candidates.norm[:m],
-                None if self.candidates.inverse is None else self.candidates.inverse[:, :m],
-            ).finish_(
-                d_candidates,
-                batch.scale,
+            dots = self.candidates.first(m).finish_(
+                self.d_candidates[:, : batch.prefixes[-1]],
                 batch.prefixes,
                 None if moments is None else moments[:, :m].to(batch.dtype),
+                self.passes,
             )
+            if needs.scale and not self._scale_from_rows:
+                self._d_scale += dots.sum(dtype=torch.float64)
         d_factors = batch.scale.new_empty(0)
         if self._factor_moments is not None and batch.factors is not None:
             d_factors = (self._factor_moments / batch.factors.double()).to(batch.dtype)
         return Gradients(
             self.d_queries, self.d_candidates, self._d_scale.to(batch.dtype), d_factors
         )
-
-    def _add_scale_of_columns(self, d_candidates: Tensor) -> None:
-        for start in range(0, d_candidates.shape[0], FINISH_ROWS):
-            rows = slice(start, start + FINISH_ROWS)
-            product = self.candidates.values[: d_candidates.shape[0]][rows] * d_candidates[rows]
-            self._d_scale += product.sum(dtype=torch.float64)
 
 
 def sweep_gradients(
@@ -450,19 +449,20 @@ def sweep_multi_level_nce(
     gradients = _Gradients(sweep, needs)
     losses = batch.scale.new_zeros(batch.queries.shape[0])
     for item in sweep:
-        channels: list[list[Channel]] = []
         for block, views in zip(item.blocks, _views(batch), strict=True):
-            channels.append([])
             for f, v in enumerate(views):
-                here = rows.of(v, item.start, item.stop)
-                passes.tables(block, f, here, None)
-                loss, d_lse = multi_level_nce_gradient(
-                    here.lse, here.count, level_weights[v], positives, negatives
-                )
-                losses[item.start : item.stop] += loss
-                channels[-1].append(Channel(here, TableGradientSet(lse=d_lse)))
+                passes.tables(block, f, rows.of(v, item.start, item.stop), None)
+        here = slice(item.start, item.stop)
+        loss, d_lse = multi_level_nce_gradient(
+            rows.lse[:, here], rows.count[:, here], level_weights, positives, negatives
+        )
+        losses[here] = loss.sum(dim=0)
         if any(needs):
-            gradients.add(item, channels)
+            channels = [
+                Channel(rows.of(v, item.start, item.stop), TableGradientSet(lse=d))
+                for v, d in enumerate(d_lse.unbind())
+            ]
+            gradients.add(item, [channels[v.start : v.stop] for v in _views(batch)])
     return losses, rows, gradients.finish()
 
 

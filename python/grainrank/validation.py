@@ -167,8 +167,10 @@ def check_workspace(workspace_mb: float | None) -> float:
     return float(workspace_mb)
 
 
-def check_numbers(name: str, values: object) -> Tensor:
-    """Numbers, finite and not negative, as a tensor; of a tensor only the dtype is looked at."""
+def check_numbers(name: str, values: object, *, positive: bool = False) -> Tensor:
+    """Numbers, finite and not negative (`positive`: nor 0), as a tensor; of a tensor only the dtype
+    is looked at.
+    """
     if isinstance(values, Tensor):
         if not values.dtype.is_floating_point:
             raise TypeError(f"{name} must be a floating tensor, got {values.dtype}")
@@ -179,8 +181,9 @@ def check_numbers(name: str, values: object) -> Tensor:
         )
     if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in values):
         raise TypeError(f"{name} must hold numbers, got {list(values)!r}")
-    if any(not 0 <= x < float("inf") for x in values):
-        raise ValueError(f"{name} must be finite and not negative, got {list(values)}")
+    if any(not 0 <= x < math.inf or (positive and x == 0) for x in values):
+        sign = "positive" if positive else "not negative"
+        raise ValueError(f"{name} must be finite and {sign}, got {list(values)}")
     return torch.tensor(values, dtype=torch.float64)
 
 

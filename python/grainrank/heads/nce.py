@@ -2,50 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ..reference import EMPTY
+
 Positives = Literal["exact", "at_least"]
 Negatives = Literal["lower", "unrelated"]
 
 
-class _Term(NamedTuple):
-    """Level k of the multi-level NCE; all tensors `[N]`."""
+class _Terms(NamedTuple):
+    """The terms of all levels k = 1..L at once: few operations on small tensors."""
 
-    level: int
-    positives: slice  # columns of the tables that make up P_k
-    negatives: slice  # and N_k
-    lse_positives: Tensor
-    lse_negatives: Tensor
-    has_positive: Tensor
+    of_positives: Tensor  # [L, L + 1], bool: the levels that make up P_k
+    of_negatives: Tensor  # [L, L + 1], bool: and N_k
+    lse_positives: Tensor  # [..., L]
+    lse_negatives: Tensor  # [..., L]
+    has_positive: Tensor  # [..., L]
 
-
-def _terms(lse: Tensor, count: Tensor, positives: str, negatives: str) -> Iterator[_Term]:
-    levels = lse.shape[1]  # L + 1
-    for k in range(1, levels):
-        p = slice(k, k + 1) if positives == "exact" else slice(k, levels)
-        n = slice(0, k) if negatives == "lower" else slice(0, 1)
-        yield _Term(
-            level=k,
-            positives=p,
-            negatives=n,
-            lse_positives=torch.logsumexp(lse[:, p], dim=1),
-            lse_negatives=torch.logsumexp(lse[:, n], dim=1),
-            has_positive=count[:, p].sum(dim=1) > 0,
+    @staticmethod
+    def of(lse: Tensor, count: Tensor, positives: str, negatives: str) -> _Terms:
+        """From tables `[..., L + 1]`."""
+        level = torch.arange(lse.shape[-1], device=lse.device)
+        k = level[1:, None]
+        p = level == k if positives == "exact" else level >= k
+        n = level < k if negatives == "lower" else (level == 0).expand_as(p)
+        each = lse[..., None, :]
+        return _Terms(
+            p,
+            n,
+            torch.logsumexp(torch.where(p, each, EMPTY), dim=-1),
+            torch.logsumexp(torch.where(n, each, EMPTY), dim=-1),
+            ((count[..., None, :] > 0) & p).any(dim=-1),
         )
 
+    def losses(self) -> Tensor:
+        """`LSE(P_k and N_k) - LSE(P_k)` `[..., L]` as a softplus.
 
-def _term_loss(term: _Term) -> Tensor:
-    """`LSE(P_k and N_k) - LSE(P_k)` as a softplus.
-
-    Nothing cancels when the positives are confident.
-    """
-    loss = -logsigmoid(term.lse_positives - term.lse_negatives)
-    return torch.where(term.has_positive, loss, 0.0)
+        Nothing cancels when the positives are confident.
+        """
+        loss = -logsigmoid(self.lse_positives - self.lse_negatives)
+        return torch.where(self.has_positive, loss, 0.0)
 
 
 def multi_level_nce(
@@ -79,43 +79,36 @@ def multi_level_nce(
         >>> torch.allclose(loss, torch.logsumexp(lse, 1) - lse[:, 1])
         True
     """
-    loss = lse.new_zeros(lse.shape[0])
-    for term in _terms(lse, count, positives, negatives):
-        loss = loss + level_weights[term.level - 1] * _term_loss(term)
-    return loss
+    losses = _Terms.of(lse, count, positives, negatives).losses()
+    return (losses * level_weights).sum(dim=-1)
 
 
 def multi_level_nce_gradient(
     lse: Tensor, count: Tensor, level_weights: Tensor, positives: str, negatives: str
 ) -> tuple[Tensor, Tensor]:
-    """The loss of each row `[R]`, and its gradient in `lse` `[R, L + 1]`, without autograd.
+    """The loss of each row `[V, R]`, and its gradient in lse `[V, R, L + 1]`, without autograd.
 
-    Computed in float64: the tables are small, and what is rounded here is rounded for a whole row.
+    Of tables `[V, R, L + 1]` with weights `[V, L]`. Computed in float64: the tables are small, and
+    what is rounded here is rounded for a whole row.
 
     With `s_k = sigmoid(LSE(N_k) - LSE(P_k))`, level l of `N_k` gets `w_k s_k exp(lse_l - LSE(N_k))`
     and level l of `P_k` gets `-w_k s_k exp(lse_l - LSE(P_k))`.
     """
-    dtype, lse = lse.dtype, lse.double()
-    loss = lse.new_zeros(lse.shape[0])
-    d_lse = torch.zeros_like(lse)
-    for term in _terms(lse, count, positives, negatives):
-        weight = level_weights[term.level - 1]
-        loss = loss + weight * _term_loss(term)
-        slope = torch.sigmoid(term.lse_negatives - term.lse_positives)
-        slope = weight * torch.where(term.has_positive, slope, 0.0)
-        n, p = term.negatives, term.positives
-        d_lse[:, n] += slope[:, None] * torch.exp(lse[:, n] - term.lse_negatives[:, None])
-        d_lse[:, p] -= slope[:, None] * torch.exp(lse[:, p] - term.lse_positives[:, None])
-    return loss.to(dtype), d_lse.to(dtype)
+    dtype, lse, weights = lse.dtype, lse.double(), level_weights.double()[:, None]
+    terms = _Terms.of(lse, count, positives, negatives)
+    slope = torch.sigmoid(terms.lse_negatives - terms.lse_positives)
+    slope = torch.where(terms.has_positive, slope, 0.0) * weights  # [V, R, L]
+    each = lse[..., None, :]
+    share_n = torch.where(terms.of_negatives, (each - terms.lse_negatives[..., None]).exp(), 0.0)
+    share_p = torch.where(terms.of_positives, (each - terms.lse_positives[..., None]).exp(), 0.0)
+    d_lse = (slope[..., None] * (share_n - share_p)).sum(dim=-2)
+    return (terms.losses() * weights).sum(dim=-1).to(dtype), d_lse.to(dtype)
 
 
 def level_losses(
     lse: Tensor, count: Tensor, positives: str, negatives: str
 ) -> tuple[Tensor, Tensor]:
     """Mean term of each level, unweighted, over the rows that have it, and these rows; `[L]`."""
-    losses, rows = [], []
-    for term in _terms(lse, count, positives, negatives):
-        used = term.has_positive.sum()
-        losses.append(_term_loss(term).sum() / used.clamp_min(1))
-        rows.append(used)
-    return torch.stack(losses), torch.stack(rows)
+    terms = _Terms.of(lse, count, positives, negatives)
+    rows = terms.has_positive.sum(dim=0)
+    return terms.losses().sum(dim=0) / rows.clamp_min(1), rows

@@ -58,7 +58,7 @@ def circle_loss(
     """
     scale = check_number("gamma", gamma)
     m = check_number("margin", margin, low=-1.0)
-    problem = prepare(queries, candidates, levels, logit_scale=scale, **options)
+    problem = prepare(queries, candidates, levels, fixed_scale=scale, **options)
     problem = problem._replace(batch=problem.batch._replace(circle=m))
     return evaluate(problem, lambda channels: heads.circle(channels[0]))
 
@@ -104,7 +104,7 @@ def multi_similarity_loss(
     """
     a, b = check_number("alpha", alpha), check_number("beta", beta)
     zero = check_number("base", base, low=float("-inf"))
-    problem = prepare(queries, candidates, levels, logit_scale=1.0, **options)
+    problem = prepare(queries, candidates, levels, fixed_scale=1.0, **options)
     factors = problem.batch.scale.new_full((1, problem.batch.levels.max_level + 1), a)
     factors[0, 0] = b
     problem = problem._replace(batch=problem.batch._replace(factors=factors))

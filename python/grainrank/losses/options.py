@@ -106,6 +106,7 @@ def prepare(
     levels: LevelSource | None,
     level_temperatures: Sequence[float] | Tensor | None = None,
     *,
+    fixed_scale: float | None = None,
     temperature: float | Tensor | None = None,
     logit_scale: float | Tensor | None = None,
     direction: Direction = "query_to_candidate",
@@ -120,12 +121,14 @@ def prepare(
     backend: Backend = "auto",
     workspace_mb: float | None = None,
     nan: NanPolicy = "propagate",
+    **unknown: object,
 ) -> Problem:
-    """Checks everything that a user passes.
+    """Checks everything that a user passes; `fixed_scale`: of a loss that has no option for it.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or value.
     """
+    _reject_unknown(unknown, fixed_scale is None, temperature, logit_scale)
     q, c = check_embeddings(queries, candidates)
     check_choice("direction", direction, _DIRECTIONS)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
@@ -150,7 +153,9 @@ def prepare(
     source = as_source(levels)
     columns = c.shape[0] + (0 if memory is None else memory.shape[0])
     source.check(q.shape[0], columns, q.device)
-    if level_temperatures is None:
+    if fixed_scale is not None:
+        scale, factors = check_scale(None, fixed_scale, q), None
+    elif level_temperatures is None:
         scale, factors = check_scale(temperature, logit_scale, q), None
     else:
         scale, factors = _scales_of_levels(
@@ -182,6 +187,20 @@ def prepare(
     return Problem(batch, backend, direction, reduction, weights, joint)
 
 
+def _reject_unknown(
+    unknown: dict[str, object], with_scale: bool, temperature: object, logit_scale: object
+) -> None:
+    names = list(unknown)
+    if not with_scale:
+        given = {"temperature": temperature, "logit_scale": logit_scale}
+        names += [name for name, value in given.items() if value is not None]
+    if names:
+        shared = (ScaledOptions if with_scale else SharedOptions).__annotations__
+        raise TypeError(
+            f"this loss has no option {names[0]!r}; next to its own it has {', '.join(shared)}"
+        )
+
+
 def _scales_of_levels(
     level_temperatures: Sequence[float] | Tensor,
     max_level: int,
@@ -195,21 +214,27 @@ def _scales_of_levels(
             "leave the others out"
         )
     scale = check_scale(None, 1.0, like)
-    t = _numbers("level_temperatures", level_temperatures, "L", max_level, scale)
+    t = check_numbers("level_temperatures", level_temperatures, positive=True)
+    t = _sized("level_temperatures", t, "L", max_level, scale)
     return scale, (1 / t)[:, None].expand(max_level, max_level + 1)
 
 
 def level_numbers(
-    name: str, values: Sequence[float] | Tensor, count: str, size: int, problem: Problem
+    name: str,
+    values: Sequence[float] | Tensor,
+    count: str,
+    size: int,
+    problem: Problem,
+    *,
+    positive: bool = False,
 ) -> Tensor:
     """Numbers for levels, `[size]`, dtype and device of the scale; of a tensor differentiable."""
-    return _numbers(name, values, count, size, problem.batch.scale)
+    numbers = check_numbers(name, values, positive=positive)
+    return _sized(name, numbers, count, size, problem.batch.scale)
 
 
-def _numbers(
-    name: str, values: Sequence[float] | Tensor, count: str, size: int, scale: Tensor
-) -> Tensor:
-    result = check_numbers(name, values).to(dtype=scale.dtype, device=scale.device)
+def _sized(name: str, values: Tensor, count: str, size: int, scale: Tensor) -> Tensor:
+    result = values.to(dtype=scale.dtype, device=scale.device)
     if tuple(result.shape) != (size,):
         raise ValueError(
             f"{name} must have {count} = {size} numbers, coarse to fine, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from .. import heads
 from ..levels import LevelSource
-from ..validation import check_choice
+from ..validation import check_choice, check_number
 from .evaluate import evaluate
 from .module import LossModule
 from .options import Problem, ScaledOptions, level_numbers, prepare, reject_reduction
@@ -60,6 +61,8 @@ def pairwise_ranking_loss(
         0
     """
     check_choice("scope", scope, ("row", "batch"))
+    if not isinstance(margin, Tensor):
+        margin = check_number("margin", margin, low=-math.inf)
     if scope == "batch":
         reject_reduction('scope="batch"', options)
     problem = prepare(queries, candidates, levels, **options)

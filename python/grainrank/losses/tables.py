@@ -92,7 +92,7 @@ def level_statistics(
     batch = problem.batch
     if level_scales is not None:
         size = batch.levels.max_level + 1
-        factors = level_numbers("level_scales", level_scales, "L + 1", size, problem)
+        factors = level_numbers("level_scales", level_scales, "L + 1", size, problem, positive=True)
         batch = batch._replace(factors=factors[None])
     rows, columns = level_tables(
         batch, backend, full=True, columns=both, softplus=softplus_against or ""
