@@ -25,7 +25,7 @@ bench: $(VENV)/installed
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/native/*
 	$(BIN)/mypy
 
 # torch first and on its own: its pinned wheel decides what the rest resolves against.

@@ -8,7 +8,7 @@ from torch import Tensor
 from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource
 from grainrank.batch import Batch
 from grainrank.cpu import CpuPasses
-from grainrank.sweep import Block, Channel
+from grainrank.row_blocks import Block, Channel
 from grainrank.table_sets import TableGradientSet, TableSet
 from grainrank.testing import Shape, make_dense_levels, make_inputs
 

@@ -26,7 +26,8 @@ CASES = [pytest.param(s, d, id=s.id(d)) for s in SHAPES for d in DTYPES.values()
 
 
 def draws(shape: Shape) -> int:
-    return 6 if shape.N * shape.M < 1000 else 4 if shape.N * shape.M < 100_000 else 2
+    """A scalar is a single sample of each draw: with 4, one in 600 sound results broke the rule."""
+    return 8 if shape.N * shape.M < 100_000 else 2
 
 
 def exact_logits(inputs: Inputs, options: LossOptions) -> Tensor:

@@ -21,7 +21,7 @@ from grainrank import (
     SparseLevels,
     level_statistics,
     multi_level_ranking_loss,
-    sweep,
+    row_blocks,
 )
 
 cpu = pytest.importorskip("grainrank.cpu")
@@ -194,7 +194,7 @@ def test_one_workspace_of_the_default_size_is_kept() -> None:
     multi_level_ranking_loss(q.double(), c.double(), temperature=0.1)
     assert [t.dtype for t in cpu._kept] == [torch.float64]
 
-    wide = torch.randn(sweep.DEFAULT_WORKSPACE // 4096 + 1, 4)
+    wide = torch.randn(row_blocks.DEFAULT_WORKSPACE // 4096 + 1, 4)
     multi_level_ranking_loss(wide[:1024], wide, temperature=0.1)
     assert not cpu._kept
 

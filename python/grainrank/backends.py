@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .batch import Batch
 from .dense import dense_gradients, dense_multi_level_nce, dense_sigmoid, dense_tables
+from .row_blocks import Passes
 from .sweep import (
-    Passes,
     sweep_gradients,
     sweep_multi_level_nce,
     sweep_sigmoid,

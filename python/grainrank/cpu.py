@@ -1,4 +1,4 @@
-"""The fused passes on the CPU: the C++ of csrc/ behind the contract of `sweep.Passes`."""
+"""The fused passes on the CPU: the C++ of csrc/ behind the contract of `row_blocks.Passes`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import _native  # type: ignore[attr-defined]
 from .batch import Batch
 from .cpu_levels import CpuLevels, ReferenceBlock, narrow
 from .levels import Ceiled, level_range_error
-from .sweep import DEFAULT_WORKSPACE, Block, Channel
+from .row_blocks import DEFAULT_WORKSPACE, Block, Channel
 from .table_sets import TableSet
 
 _LARGE = 4 * 2**20  # bytes from which huge pages pay

@@ -58,7 +58,7 @@ class SharedOptions(TypedDict, total=False):
         `GrainKeys`, where they share no key.
     backend: `"auto"` (default), `"cpu"` or `"reference"`. A named backend never falls back.
     workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, or 1024 rows
-        where these need more.
+        where these need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
     nan: `"propagate"` (default): a NaN or infinity in the inputs shows in the loss; `"raise"`:
         ValueError with the row, at the cost of reading the inputs once more.
     """
