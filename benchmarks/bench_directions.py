@@ -10,6 +10,7 @@ from providers import (
     Products,
     Step,
     eager,
+    eager_matryoshka,
     fused,
     gradients,
     matryoshka,
@@ -54,5 +55,6 @@ def bench_matryoshka(benchmark: Any) -> None:
         "longest": lambda: gradients(fused, step),
         "matryoshka": lambda: gradients(matryoshka, step),
         "separate_calls": lambda: gradients(matryoshka_by_calls, step),
+        "eager_separate_calls": lambda: gradients(eager_matryoshka, step),
     }
     record(benchmark, providers, ("longest",))

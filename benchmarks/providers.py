@@ -71,12 +71,20 @@ def matryoshka(step: Step) -> Tensor:
     return _grainrank(step, "cpu", matryoshka_dims=PREFIXES)
 
 
-def matryoshka_by_calls(step: Step) -> Tensor:
+def by_calls(loss: Callable[[Step], Tensor], step: Step) -> Tensor:
     """One call of the loss for each prefix, as MatryoshkaLoss of sentence-transformers does it."""
     losses = [
-        fused(Step(step.queries[:, :d], step.candidates[:, :d], *step.keys())) for d in PREFIXES
+        loss(Step(step.queries[:, :d], step.candidates[:, :d], *step.keys())) for d in PREFIXES
     ]
     return torch.stack(losses).sum()
+
+
+def matryoshka_by_calls(step: Step) -> Tensor:
+    return by_calls(fused, step)
+
+
+def eager_matryoshka(step: Step) -> Tensor:
+    return by_calls(eager, step)
 
 
 def reference(step: Step) -> Tensor:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-ROUNDS = 5
+ROUNDS = 7
 Providers = dict[str, Callable[[], Any]]
 
 
 def interleave(providers: Providers, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each provider in each round; one round more, not counted, goes first."""
+    """Seconds of each provider in each round; one round more, not counted, goes first.
+
+    Each round has its own order: what ran before leaves caches and memory behind.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in providers}
+    order = list(providers.items())
+    shuffle = random.Random(0).shuffle
     for _ in range(rounds + 1):
-        for name, run in providers.items():
+        shuffle(order)
+        for name, run in order:
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)

@@ -56,7 +56,7 @@ def level_statistics(
         memory: further candidates `[Q, D]` without gradient, see `SharedOptions`.
         backend: `"auto"`, `"cpu"` or `"reference"`.
         workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 1024 rows where these
-            need more.
+            need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
 
     Returns:
         `LevelStatistics` of the rows, float32 (float64 for float64 inputs); in the symmetric
