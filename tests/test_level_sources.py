@@ -317,3 +317,10 @@ def test_wrong_input(name: str) -> None:
     run, error, message = WRONG[name]
     with pytest.raises(error, match=message):
         run()
+
+
+def test_a_similarity_on_the_threshold_is_in_the_band(backend: str) -> None:
+    candidates = torch.tensor([[0.25], [0.5], [1.0]])
+    source = SimilarityBands(torch.ones(1, 1), candidates, [0.5, 1.0], normalize=False)
+    assert source.block(0, 1, 3).tolist() == [[0, 1, 2]]
+    assert seen(source, backend, 1, 3).tolist() == [[0, 1, 2]]
