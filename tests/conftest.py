@@ -14,6 +14,9 @@ import pytest
 # make the suite many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Triton's kernels run in its interpreter, on CPU tensors. Read where a kernel is defined.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import torch
 from torch import Tensor
 

@@ -85,7 +85,7 @@ def test_other_devices_use_the_reference(forgotten: None, caplog: pytest.LogCapt
     """`meta` stands for a device without a kernel; nothing is computed on it."""
     assert backends.resolve("auto", torch.device("meta")) == "reference"
     assert backends.resolve("reference", torch.device("meta")) == "reference"
-    assert "no fused kernel for meta tensors" in caplog.text
+    assert "triton needs" in caplog.text
 
 
 @pytest.mark.parametrize("name", SETS)

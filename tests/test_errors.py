@@ -94,7 +94,6 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "candidates must be finite, .* in row 5",
     ),
     "backend": ({"backend": "gpu"}, ValueError, "backend must be one of 'auto', .* got 'gpu'"),
-    "triton": ({"backend": "triton"}, ValueError, 'backend="triton" is not part of this release; use'),
     "cuda": ({"backend": "cuda"}, ValueError, 'backend="cuda" is not part of this release'),
     "cpu elsewhere": (
         {"queries": Q.to("meta"), "candidates": C.to("meta"), "backend": "cpu"},

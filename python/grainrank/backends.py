@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.metadata
 import logging
 from collections.abc import Callable
 from typing import Literal
@@ -24,6 +25,7 @@ from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, Table
 
 Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
+OLDEST_TRITON = 3, 9  # that the kernels were tried with
 
 logger = logging.getLogger("grainrank")
 
@@ -33,11 +35,15 @@ def check_backend(backend: str, device: torch.device) -> None:
     if backend not in BACKENDS:
         allowed = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
-    if backend in ("cuda", "triton"):
+    if backend == "cuda":
         raise ValueError(
-            f'backend="{backend}" is not part of this release; '
-            f'use backend="reference" on {device.type} tensors, or "auto"'
+            f'backend="cuda" is not part of this release; '
+            f'use backend="triton" on GPU tensors, or "auto"'
         )
+    if backend == "triton":
+        error = _triton_error(device.type)
+        if error is not None:
+            raise ValueError(f'backend="triton" {error}; or use backend="auto"')
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(
             f'backend="cpu" needs CPU tensors, got queries on {device}; use backend="auto"'
@@ -55,15 +61,45 @@ def _native_error() -> str | None:
 
 
 @functools.cache
+def _triton_version() -> str | None:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _triton_error(device_type: str) -> str | None:
+    """Why Triton cannot run on tensors of a device, and the mend; or None."""
+    version = _triton_version()
+    if version is None:
+        return "needs Triton, which is not installed: pip install triton"
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"needs Triton {oldest} or newer, got {version}: pip install -U triton"
+    triton = importlib.import_module("triton")
+    if triton.knobs.runtime.interpret:  # TRITON_INTERPRET=1: for tests, on any device
+        return None
+    try:
+        runs_on = triton.runtime.driver.active.get_active_torch_device().type
+    except RuntimeError:  # no driver, no GPU
+        runs_on = None
+    if runs_on == device_type:
+        return None
+    return f"needs tensors on a GPU that Triton supports, got queries on {device_type}"
+
+
+@functools.cache
 def _pick(device_type: str) -> str:
     """What `auto` means for a device; says so once."""
     if device_type != "cpu":
-        logger.warning(
-            "backend: auto picked reference, which stores the N x M matrix: "
-            "no fused kernel for %s tensors in this release",
-            device_type,
-        )
-        return "reference"
+        error = _triton_error(device_type)
+        if error is not None:
+            logger.warning(
+                "backend: auto picked reference, which stores the N x M matrix: triton %s", error
+            )
+            return "reference"
+        logger.info("backend: auto picked triton for %s tensors", device_type)
+        return "triton"
     error = _native_error()
     if error is not None:
         logger.warning(
@@ -83,15 +119,20 @@ def resolve(backend: str, device: torch.device) -> str:
 
 def _passes(batch: Batch, backend: str) -> Passes | None:
     """The fused passes, or None for the reference."""
-    if resolve(backend, batch.queries.device) == "reference":
+    name = resolve(backend, batch.queries.device)
+    if name == "reference":
         return None
+    make: Callable[..., Passes]
+    if name == "triton":
+        make = importlib.import_module("grainrank.triton_passes").TritonPasses
+        return make(batch)
     error = _native_error()
     if error is not None:
         raise RuntimeError(
             f'backend="cpu" needs the native library, which did not load ({error}); '
             f'reinstall grainrank with a C++ compiler, or use backend="reference"'
         )
-    make: Callable[..., Passes] = importlib.import_module("grainrank.cpu").CpuPasses
+    make = importlib.import_module("grainrank.cpu").CpuPasses
     return make(batch)
 
 

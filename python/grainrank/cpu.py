@@ -12,8 +12,9 @@ from torch import Tensor
 
 from . import _native  # type: ignore[attr-defined]
 from .batch import Batch
-from .cpu_levels import CpuLevels, ReferenceBlock, narrow
+from .cpu_levels import CpuLevels, narrow
 from .levels import Ceiled, level_range_error
+from .reference_block import ReferenceBlock
 from .row_blocks import DEFAULT_WORKSPACE, Block, Channel
 from .table_sets import TableSet
 

@@ -1,0 +1,103 @@
+"""One tile of pairs: its similarities, levels and logits. Shared by all kernels.
+
+The formulas are those of csrc/epilogue.h and csrc/logits.h; derived in
+python/grainrank/reference.py.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def similarities(
+    block, row_stride, row_factors, column_factors, block_rows, columns, in_rows, in_columns
+):
+    """Of a row block that a vendor product wrote."""
+    inside = in_rows[:, None] & in_columns[None, :]
+    s = tl.load(block + block_rows[:, None] * row_stride + columns[None, :], mask=inside, other=0.0)
+    if row_factors is not None:
+        row = tl.load(row_factors + block_rows, mask=in_rows, other=0.0)
+        column = tl.load(column_factors + columns, mask=in_columns, other=0.0)
+        s = s * (row[:, None] * column[None, :])
+    return s
+
+
+@triton.jit
+def by_level(table, lines, mask, other, level, LEVELS: tl.constexpr, AXIS: tl.constexpr):
+    """The entry of the pair's level, of a table `[X, L + 1]` whose lines are the rows (`AXIS` 0) or
+    the columns (1); entry 0 for ignored pairs. `other`: of lines that the mask leaves out.
+    """
+    at = table + lines * LEVELS
+    value = tl.expand_dims(tl.load(at, mask=mask, other=other), 1 - AXIS)
+    value = tl.broadcast_to(value, level.shape)
+    for l in tl.static_range(1, LEVELS):
+        entry = tl.expand_dims(tl.load(at + l, mask=mask, other=other), 1 - AXIS)
+        value = tl.where(level == l, entry, value)
+    return value
+
+
+@triton.jit
+def of_level(table, level, LEVELS: tl.constexpr):
+    """The entry of the pair's level, of a table `[L + 1]`; entry 0 for ignored pairs."""
+    value = tl.zeros(level.shape, table.dtype.element_ty) + tl.load(table)
+    for l in tl.static_range(1, LEVELS):
+        value = tl.where(level == l, tl.load(table + l), value)
+    return value
+
+
+@triton.jit
+def logit_factor(s, level, factors, margin, LEVELS: tl.constexpr, CIRCLE: tl.constexpr):
+    """What takes the gradient of a logit to that of `scale * s`."""
+    if CIRCLE:
+        return tl.maximum(tl.where(level > 0, 1.0 + margin - s, s + margin), 0.0)
+    elif factors is not None:
+        return of_level(factors, level, LEVELS)
+    else:
+        return tl.full(s.shape, 1.0, s.dtype)
+
+
+@triton.jit
+def logits(s, level, scale, factors, margin, LEVELS: tl.constexpr, CIRCLE: tl.constexpr):
+    if CIRCLE:
+        factor = logit_factor(s, level, factors, margin, LEVELS, CIRCLE)
+        return scale * (factor * (s - tl.where(level > 0, 1.0 - margin, margin)))
+    elif factors is not None:
+        return scale * logit_factor(s, level, factors, margin, LEVELS, CIRCLE) * s
+    else:
+        return s * scale
+
+
+@triton.jit
+def under_ceiling(
+    level, s, ceilings, reference, curated, rows, columns, block_rows, in_rows, in_columns, M,
+    BY_COLUMN: tl.constexpr,
+):  # fmt: skip
+    """Levels as the rows (columns) see them: negatives above the ceiling are ignored."""
+    if ceilings is None:
+        return level
+    else:
+        if BY_COLUMN:
+            ceiling = tl.load(ceilings + columns, mask=in_columns, other=0.0)[None, :]
+        else:
+            ceiling = tl.load(ceilings + rows, mask=in_rows, other=0.0)[:, None]
+        judged = s
+        if reference is not None:
+            inside = in_rows[:, None] & in_columns[None, :]
+            at = block_rows[:, None] * M + columns[None, :]
+            judged = tl.load(reference + at, mask=inside, other=0.0).to(s.dtype)
+        above = (level == 0) & (judged > ceiling)
+        if curated is not None:
+            query_ids = tl.load(curated[0] + rows, mask=in_rows, other=0)
+            candidate_ids = tl.load(curated[1] + columns, mask=in_columns, other=0)
+            above = above & (query_ids[:, None] != candidate_ids[None, :])
+        return tl.where(above, -1, level)
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)), and its derivative."""
+    u = tl.exp(-tl.abs(x))  # never overflows
+    one_more = 1.0 + u
+    # log1p(u): what 1 + u rounds away is put back.
+    rest = tl.where(one_more == 1.0, u, tl.log(one_more) * (u / (one_more - 1.0)))
+    return tl.maximum(x, 0.0) + rest, tl.where(x > 0, 1.0, u) / one_more

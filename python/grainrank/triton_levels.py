@@ -1,0 +1,83 @@
+"""Level sources as the Triton kernels read them: tuples of tensors, and their kinds.
+
+`-1` wins over every level, so that `exclude` anywhere in a composition is `exclude` of all of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .levels import (
+    Ceiled,
+    DenseLevels,
+    Diagonal,
+    Excluded,
+    GrainKeys,
+    LevelSource,
+    SimilarityBands,
+    SparseLevels,
+    Union,
+    check_level_range,
+)
+from .reference_block import ReferenceBlock
+
+
+class TritonLevels:
+    """The level data of one batch, and the arguments for its row blocks."""
+
+    def __init__(self, source: LevelSource) -> None:
+        self._kinds: list[str] = []
+        self._largest: list[int] = []
+        self._leaves: list[tuple[Any, ...]] = []
+        self._bands: list[tuple[int, ReferenceBlock]] = []
+        self.exclusions: tuple[tuple[Tensor, Tensor], ...] = ()
+        self._add(source.base if isinstance(source, Ceiled) else source)
+        self.kinds, self.largest = tuple(self._kinds), tuple(self._largest)
+
+    def at(self, start: int, stop: int) -> tuple[tuple[Any, ...], ...]:
+        """The sources for the rows `start..stop`; valid until the next call."""
+        leaves = list(self._leaves)
+        for n, reference in self._bands:
+            leaves[n] = (reference.at(start, stop), *leaves[n])
+        return tuple(leaves)
+
+    def _add(self, source: LevelSource) -> None:
+        if isinstance(source, Excluded):
+            self._add(source.base)
+            self.exclusions += (same_dtype(*source.ids),)
+        elif isinstance(source, Union):
+            for member in source.members:
+                self._add(member)
+        else:
+            kind, leaf = self._leaf(source)
+            self._kinds.append(kind)
+            self._largest.append(source.max_level)
+            self._leaves.append(leaf)
+
+    def _leaf(self, source: LevelSource) -> tuple[str, tuple[Any, ...]]:
+        if isinstance(source, Diagonal):
+            return "diagonal", ()
+        if isinstance(source, GrainKeys):
+            queries, candidates = same_dtype(*source.tensors)
+            return source.match, (queries.contiguous(), candidates.t().contiguous())
+        if isinstance(source, DenseLevels):
+            (levels,) = source.tensors
+            check_level_range(levels, source.max_level)
+            return "dense", (levels.to(torch.int8).contiguous(),)
+        if isinstance(source, SparseLevels):
+            ends, indices, levels, *_ = source.tensors
+            return "sparse", (ends, indices.to(torch.int32), levels)
+        assert isinstance(source, SimilarityBands)
+        queries, candidates, thresholds = source.tensors
+        own = thresholds.shape[0] > 1  # a row (column) has its own
+        self._bands.append((len(self._leaves), ReferenceBlock(queries, candidates)))
+        kind = "bands_by_column" if own and source.side == "columns" else "bands"
+        return kind, (thresholds.contiguous(), thresholds.shape[1] if own else 0)
+
+
+def same_dtype(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(queries.dtype, candidates.dtype)
+    return queries.to(dtype).contiguous(), candidates.to(dtype).contiguous()

@@ -1,0 +1,245 @@
+"""The fused passes in Triton: the kernels of kernels/ behind the contract of `row_blocks.Passes`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import triton  # type: ignore[import-untyped]
+from torch import Tensor
+
+from .batch import Batch
+from .kernels import gradients as gradient_kernels  # type: ignore[attr-defined]
+from .kernels import rows as row_kernels  # type: ignore[attr-defined]
+from .kernels import tables as table_kernels  # type: ignore[attr-defined]
+from .levels import Ceiled
+from .reference_block import ReferenceBlock
+from .row_blocks import Block, Channel
+from .table_sets import TableSet
+from .triton_levels import TritonLevels, same_dtype
+
+BLOCK_R, BLOCK_M = 32, 64  # rows and columns of a tile
+ROW_WARPS = 4  # of the kernels over rows of embeddings
+MERGED = 256  # entries that a program of `merge_tables` merges
+PROGRAMS = 256  # that a launch over the rows should have at least: then columns are not split
+FUSION = {"enable_fp_fusion": True}  # said, as the default differs between versions of Triton
+_PARTS = 4, 8  # fields of the parts of light and full tables
+_INTEGERS = (3, 6, 7)
+
+
+class TritonPasses:
+    """The passes for one batch; holds the level data in the layout that the kernels read."""
+
+    moment_rows: int = BLOCK_R
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self._scale = batch.scale.reshape(1).contiguous()
+        self._device = batch.queries.device
+        self._levels = TritonLevels(batch.levels)
+        self._factors = None if batch.factors is None else batch.factors.contiguous()
+        self._reference: ReferenceBlock | None = None
+        self._curated: tuple[Tensor, Tensor] | None = None
+        if isinstance(batch.levels, Ceiled):
+            if batch.levels.reference is not None:
+                self._reference = ReferenceBlock(*batch.levels.reference)
+            if batch.levels.curated is not None:
+                self._curated = same_dtype(*batch.levels.curated)
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self._batch.dtype, device=self._device)
+
+    @contextlib.contextmanager
+    def workspace(self, *shape: int) -> Iterator[Tensor]:
+        yield self.empty(*shape)
+
+    def norms(
+        self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
+    ) -> None:
+        if x.shape[0] == 0:
+            return
+        row_kernels.row_norms[(x.shape[0],)](
+            x, x.stride(0), norms, unit, x.shape[0], prefixes, _features(prefixes),
+            num_warps=ROW_WARPS, **FUSION,
+        )  # fmt: skip
+
+    def finish_(
+        self,
+        d: Tensor,
+        values: Tensor,
+        prefixes: tuple[int, ...],
+        norms: Tensor | None,
+        along: Tensor | None,
+        dots: Tensor,
+    ) -> None:
+        if d.shape[0] == 0:
+            return
+        row_kernels.finish_rows[(d.shape[0],)](
+            d, d.stride(0), values, values.stride(0), self._scale, norms, along, dots, d.shape[0],
+            prefixes, _features(prefixes), num_warps=ROW_WARPS, **FUSION,
+        )  # fmt: skip
+
+    def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
+        r, m = block.similarities.shape
+        full = rows.neg_lse is not None
+        splits, tiles_per_split = _splits(r, m)
+        table_columns = 0 if columns is None else columns.lse.shape[0]
+        row_parts = self._parts(splits, r, full)
+        column_parts = self._parts(_tiles(r, BLOCK_R), table_columns, full)
+        table_kernels.level_tables[(_tiles(r, BLOCK_R), splits)](
+            *self._block(block), self._scale, self._factors_of(channel), self._margin,
+            *self._levels_at(block), row_parts, column_parts,
+            block.start, r, m, table_columns, tiles_per_split,
+            **self._constants(), FULL=full, COLUMNS=columns is not None,
+        )  # fmt: skip
+        self._merge(row_parts, rows, full)
+        if columns is not None:
+            self._merge(column_parts, columns, full)
+
+    def gradients_(
+        self,
+        block: Block,
+        channels: Sequence[Channel],
+        row_moments: Tensor | None,
+        column_moments: Tensor | None,
+    ) -> None:
+        r, m = block.similarities.shape
+        row_tiles, column_tiles = _tiles(r, BLOCK_R), _tiles(m, BLOCK_M)
+        levels = self._batch.levels.max_level + 1
+        level_parts = row_parts = None
+        if channels[0].moments is not None:
+            level_parts = self.empty(len(channels), column_tiles, r, levels)
+        if row_moments is not None:
+            row_parts = self.empty(column_tiles, r)
+        columns = [c.columns for c in channels if c.columns is not None]
+        table_columns = columns[0].tables.lse.shape[0] if columns else 0
+        sources, exclusions, row_ceilings, column_ceilings, *judged = self._levels_at(block)
+        gradient_kernels.gradient_block[(row_tiles, column_tiles)](
+            *self._block(block), self._scale, self._margin,
+            sources, exclusions, row_ceilings, column_ceilings, *judged,
+            tuple(self._channel(f, c) for f, c in enumerate(channels)),
+            level_parts, row_parts, column_moments, block.start, r, m, table_columns,
+            **self._constants(),
+        )  # fmt: skip
+        if level_parts is not None:
+            for c, part in zip(channels, level_parts, strict=True):
+                assert c.moments is not None
+                torch.sum(part, dim=0, out=c.moments)
+        if row_parts is not None:
+            assert row_moments is not None
+            torch.sum(row_parts, dim=0, out=row_moments)
+
+    def softplus(
+        self,
+        block: Block,
+        channel: int,
+        thresholds: Tensor,
+        weights: Tensor | None,
+        value: Tensor,
+        slope: Tensor,
+    ) -> None:
+        r, m = block.similarities.shape
+        levels = self._batch.levels.max_level + 1
+        splits, tiles_per_split = _splits(r, m)
+        parts = self.empty(2, splits, r, levels)
+        sources, exclusions, row_ceilings, _, *judged = self._levels_at(block)
+        gradient_kernels.softplus_sums[(_tiles(r, BLOCK_R), splits)](
+            *self._block(block), self._scale, self._factors_of(channel), self._margin,
+            sources, exclusions, row_ceilings, *judged,
+            thresholds, levels if thresholds.shape[0] > 1 else 0, weights, parts[0], parts[1],
+            block.start, r, m, tiles_per_split, **self._constants(),
+        )  # fmt: skip
+        torch.sum(parts[0], dim=0, out=value)
+        torch.sum(parts[1], dim=0, out=slope)
+
+    def _parts(self, count: int, lines: int, full: bool) -> tuple[Tensor, ...]:
+        shape = count, lines, self._batch.levels.max_level + 1
+        dtypes = [
+            torch.int32 if n == 3 else torch.int64 if n in _INTEGERS else self._batch.dtype
+            for n in range(_PARTS[full])
+        ]
+        return tuple(torch.empty(shape, dtype=dtype, device=self._device) for dtype in dtypes)
+
+    def _merge(self, parts: tuple[Tensor, ...], out: TableSet, full: bool) -> None:
+        count, lines, levels = parts[0].shape
+        if lines == 0:
+            return
+        table_kernels.merge_tables[(_tiles(lines * levels, MERGED),)](
+            parts, count, lines, out.lse, out.total, out.count, out.neg_lse, out.highest,
+            out.lowest, out.highest_at, out.lowest_at, levels, full, MERGED, **FUSION,
+        )  # fmt: skip
+
+    @property
+    def _margin(self) -> float:
+        return self._batch.circle or 0.0
+
+    def _constants(self) -> dict[str, Any]:
+        return {
+            "KINDS": self._levels.kinds,
+            "LARGEST": self._levels.largest,
+            "LEVELS": self._batch.levels.max_level + 1,
+            "CIRCLE": self._batch.circle is not None,
+            "BLOCK_R": BLOCK_R,
+            "BLOCK_M": BLOCK_M,
+            **FUSION,
+        }
+
+    def _block(self, block: Block) -> tuple[Any, ...]:
+        s = block.similarities
+        return s, s.stride(0), block.row_factors, block.column_factors
+
+    def _levels_at(self, block: Block) -> tuple[Any, ...]:
+        """Sources, exclusions, ceilings of the rows and the columns, what they judge, and curated
+        ids.
+        """
+        start, stop = block.start, block.start + block.similarities.shape[0]
+        rows = columns = reference = None
+        levels = self._batch.levels
+        if isinstance(levels, Ceiled):
+            rows = levels.rows[block.prefix]
+            columns = None if levels.columns is None else levels.columns[block.prefix]
+        if self._reference is not None:
+            reference = self._reference.at(start, stop)
+        sources = self._levels.at(start, stop)
+        return sources, self._levels.exclusions, rows, columns, reference, self._curated
+
+    def _factors_of(self, channel: int) -> Tensor | None:
+        return None if self._factors is None else self._factors[channel]
+
+    def _channel(self, f: int, c: Channel) -> tuple[Any, ...]:
+        columns = None
+        if c.columns is not None:
+            columns = _table_arguments(c.columns.tables, c.columns.d_tables)
+        softplus = None
+        if c.d_tables.softplus is not None:
+            assert c.thresholds is not None
+            softplus = c.thresholds.contiguous(), c.d_tables.softplus.contiguous()
+        return self._factors_of(f), _table_arguments(c.tables, c.d_tables), columns, softplus
+
+
+def _table_arguments(tables: TableSet, d_tables: Any) -> tuple[Tensor | None, ...]:
+    given = tables.lse, d_tables.lse, tables.neg_lse, d_tables.neg_lse, d_tables.total
+    return tuple(None if t is None else t.contiguous() for t in given)
+
+
+def _tiles(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def _splits(rows: int, columns: int) -> tuple[int, int]:
+    """Into how many parts the columns are split, and the tiles of one: enough programs to fill a
+    GPU, whatever the number of rows.
+    """
+    row_tiles, column_tiles = _tiles(rows, BLOCK_R), _tiles(columns, BLOCK_M)
+    wanted = min(column_tiles, _tiles(PROGRAMS, row_tiles))
+    tiles_per_split = _tiles(column_tiles, wanted)
+    return _tiles(column_tiles, tiles_per_split), tiles_per_split
+
+
+def _features(prefixes: tuple[int, ...]) -> int:
+    """Features at a time: at least one for each thread, or several threads would hold the same one,
+    and one of them read what another has written over it.
+    """
+    return min(1024, max(32 * ROW_WARPS, int(triton.next_power_of_2(prefixes[-1]))))

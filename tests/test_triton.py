@@ -1,0 +1,149 @@
+"""The Triton backend, run by Triton's interpreter on CPU tensors (see conftest.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from levels_seen import seen
+from test_accuracy_losses import LOSSES, evidence, step
+from test_level_sources import references, sources
+from three_ways import LossOptions, judge, table_step, true_table_step
+from three_ways import table_upstream as upstreams
+
+import grainrank
+from grainrank import backends, info_nce_loss, level_statistics
+from grainrank.testing import Shape, make_inputs
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+ROWS, COLUMNS = 32, 64  # of a tile
+# Losses that between them use every table, head, direction and option of the kernels.
+WAYS = [(name, "rows") for name in LOSSES]
+WAYS += [("multi_level-temperatures", "prefixes"), ("unique_softmax", "symmetric")]
+WAYS += [("info_nce", "joint"), ("sup_con", "columns"), ("siglip", "prefixes")]
+SHAPES = [
+    Shape(ROWS - 1, COLUMNS + 1, 24, 3),
+    Shape(ROWS, COLUMNS, 24, 3),
+    Shape(ROWS + 1, COLUMNS - 1, 24, 3),
+    Shape(1, 10 * COLUMNS + 7, 5, 2),  # the columns are split
+]
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_loss(name: str, way: str) -> None:
+    inputs, reference, truth = evidence(name, way, torch.float32)
+    actual = [step(name, way, x, "triton") for x in inputs]
+    for result in actual[0]:
+        judge(result, actual, reference, truth)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision(dtype: torch.dtype) -> None:
+    inputs, reference, truth = evidence("multi_level", "rows", dtype)
+    actual = [step("multi_level", "rows", x, "triton") for x in inputs]
+    for result in actual[0]:
+        judge(result, actual, reference, truth)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.id(torch.float32))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_tables(shape: Shape, dtype: torch.dtype) -> None:
+    """Every table and its gradient, on both sides of the edge of a tile."""
+    options = LossOptions()
+    actual, reference, truth, there = [], [], [], []
+    for seed in range(8):
+        inputs = make_inputs(shape, dtype, seed=seed)
+        level = inputs.levels.block(0, shape.N, shape.M)
+        count = torch.stack([(level == k).sum(dim=1) for k in range(shape.K + 1)], dim=1)
+        upstream = upstreams(count, seed)
+        upstream["neg_lse"][:, 0] = 0
+        batch = inputs, inputs.levels, options
+        actual.append(table_step(*batch, "triton", upstream))
+        reference.append(table_step(*batch, "reference", upstream))
+        truth.append(true_table_step(*batch, upstream))
+        there.append(count > 0)
+        assert torch.equal(actual[-1]["count"], count)
+        for name in ("highest_at", "lowest_at"):
+            assert torch.equal(actual[-1][name], reference[-1][name])
+    for name in ("lse", "total", "highest", "lowest"):
+        judge(name, actual, reference, truth, there)
+    for name in ("d_queries", "d_candidates", "d_scale"):
+        judge(name, actual, reference, truth)
+
+
+@pytest.mark.parametrize("name", list(sources(2, 2)))
+@pytest.mark.parametrize("side", ["as given", "transposed"])
+def test_level_source(name: str, side: str) -> None:
+    n, m = ROWS + 3, COLUMNS + 6
+    source = sources(n, m)[name]
+    expected = source.block(0, n, m)
+    if side == "transposed":
+        source, n, m, expected = source.transposed(), m, n, expected.T
+    assert torch.equal(seen(source, "triton", n, m), expected.long())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"relative": True}, {"curated": True}, {"reference": True}],
+    ids=lambda options: next(iter(options), "own"),
+)
+def test_false_negative_margin(options: dict[str, Any]) -> None:
+    n, m = ROWS + 1, COLUMNS + 1
+    given = dict(options)
+    if given.get("curated"):
+        given["curated"] = torch.arange(n) % 5, torch.arange(m) % 5
+    if given.get("reference"):
+        given["reference"] = references(n, m)
+    levels = sources(n, m)["prefix"].false_negative_margin(0.05, **given)
+    inputs = make_inputs(Shape(n, m, 24, 3), torch.float64)
+    results = []
+    for backend in ("triton", "reference"):
+        q, c = (x.clone().requires_grad_() for x in inputs[:2])
+        loss = info_nce_loss(q, c, levels, temperature=0.2, direction="symmetric", backend=backend)
+        results.append([loss.detach(), *torch.autograd.grad(loss, [q, c])])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_step_repeats_bit_by_bit() -> None:
+    inputs = make_inputs(Shape(ROWS + 1, 5 * COLUMNS, 24, 3), torch.float32)
+    first, second = (step("sup_con", "symmetric", inputs, "triton") for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_levels_out_of_range_are_an_error() -> None:
+    levels = grainrank.DenseLevels(torch.full((3, 4), 9, dtype=torch.int8), 2)
+    q, c = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="levels must be in -1..2"):
+        level_statistics(q[:3], c, levels, backend="triton")
+
+
+def loss(backend: Any) -> Any:
+    inputs = make_inputs(Shape(5, 7, 4, 2))
+    return info_nce_loss(*inputs[:2], inputs.levels, temperature=0.2, backend=backend)
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = False
+        with pytest.raises(ValueError, match=r'backend="triton" needs tensors on a GPU .* on cpu'):
+            loss("triton")
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (None, "needs Triton, which is not installed: pip install triton"),
+        ("3.2.0", r"needs Triton 3.9 or newer, got 3.2.0: pip install -U triton"),
+    ],
+)
+def test_without_triton_it_says_what_to_install(
+    version: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "_triton_version", lambda: version)
+    with pytest.raises(ValueError, match=message):
+        loss("triton")
+    assert torch.isfinite(loss("auto"))
