@@ -4,7 +4,17 @@ import triton
 import triton.language as tl
 
 from .levels import tile_levels
-from .tiles import by_level, logit_factor, logits, of_level, similarities, softplus, under_ceiling
+from .tiles import (
+    by_level,
+    logit_factor,
+    logits,
+    of_level,
+    power_of_two,
+    similarities,
+    softplus,
+    store_gradient,
+    under_ceiling,
+)
 
 NOWHERE: tl.constexpr = tl.constexpr(1e30)  # exp(z - this) is 0
 
@@ -31,13 +41,13 @@ def _of_tables(z, level, tables, lines, mask, LEVELS: tl.constexpr, AXIS: tl.con
 
 @triton.jit(do_not_specialize=["first_row", "R", "table_columns"])
 def gradient_block(
-    block, row_stride, row_factors, column_factors, scale, margin,
+    operands, row_factors, column_factors, scale, margin, gradient,
     sources, exclusions, row_ceilings, column_ceilings, reference, curated,
     channels, level_moments, row_moments, column_moments, first_row, R, M, table_columns,
     KINDS: tl.constexpr, LARGEST: tl.constexpr, LEVELS: tl.constexpr, CIRCLE: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Writes G, the gradient of `scale * s`, times the factors of the block, over its similarities.
+    """Writes G, the gradient of `scale * s`, times the factors of the block.
 
     Channel: (factors, tables of the rows, tables of the columns, thresholds and gradients of the
     softplus sums), None where there is none. Moments are sums of `G * scale * s`: of the levels of
@@ -54,10 +64,11 @@ def gradient_block(
     with_tables = columns < table_columns
     factor = tl.load(scale)
     s = similarities(
-        block, row_stride, row_factors, column_factors, block_rows, columns, in_rows, in_columns
-    )
+        operands, row_factors, column_factors, block_rows, columns, in_rows, in_columns,
+        scale.dtype.element_ty, PRECISION, BLOCK_D,
+    )  # fmt: skip
     level = tile_levels(
-        sources, KINDS, LARGEST, exclusions, rows, columns, block_rows, in_rows, in_columns,
+        s, sources, KINDS, LARGEST, exclusions, rows, columns, block_rows, in_rows, in_columns,
         first_column, M,
     )  # fmt: skip
     of_rows = under_ceiling(
@@ -85,11 +96,11 @@ def gradient_block(
         if level_moments is not None:
             moment = g * scaled
             at = ((f * tl.num_programs(1) + column_tile) * R + block_rows) * LEVELS
-            for l in tl.static_range(LEVELS):
+            for k in tl.range(0, LEVELS, num_stages=1, loop_unroll_factor=1):
                 # A pair that a ceiling ignores on one side counts where the other side has it.
-                here = tl.maximum(level, 0) == l
+                here = tl.maximum(level, 0) == k
                 of_this = tl.sum(tl.where(here, moment, 0.0), 1)
-                tl.store(level_moments + at + l, of_this, mask=in_rows)
+                tl.store(level_moments + at + k, of_this, mask=in_rows)
         total += g
     if row_moments is not None:
         at = column_tile * R + block_rows
@@ -97,36 +108,35 @@ def gradient_block(
     if column_moments is not None:
         at = row_tile * M + columns
         tl.store(column_moments + at, tl.sum(total * scaled, 0), mask=in_columns)
-    if row_factors is not None:
-        row = tl.load(row_factors + block_rows, mask=in_rows, other=0.0)
-        column = tl.load(column_factors + columns, mask=in_columns, other=0.0)
-        total = total * (row[:, None] * column[None, :])
-    inside = in_rows[:, None] & in_columns[None, :]
-    tl.store(block + block_rows[:, None] * row_stride + columns[None, :], total, mask=inside)
+    store_gradient(
+        gradient, total, row_factors, column_factors, block_rows, columns, in_rows, in_columns
+    )
 
 
-@triton.jit(do_not_specialize=["first_row", "R", "threshold_stride", "tiles_per_split"])
+@triton.jit(do_not_specialize=["first_row", "R", "threshold_step", "tiles_per_split"])
 def softplus_sums(
-    block, row_stride, row_factors, column_factors, scale, factors, margin,
+    operands, row_factors, column_factors, scale, factors, margin, gradient,
     sources, exclusions, row_ceilings, reference, curated,
-    thresholds, threshold_stride, weights, values, slopes, first_row, R, M, tiles_per_split,
+    thresholds, threshold_step, weights, values, slopes, first_row, R, M, tiles_per_split,
     KINDS: tl.constexpr, LARGEST: tl.constexpr, LEVELS: tl.constexpr, CIRCLE: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over the pairs of a level of softplus(x) and its derivative, `[splits, R, L + 1]`.
 
-    x is `z - threshold` at level 0 and `threshold - z` above. With `weights` `[L + 1]` the gradient
-    is written over the similarities; without, the sums are of the positives alone.
+    x is `z - threshold` at level 0 and `threshold - z` above; `thresholds` `[R, L + 1]` with step
+    1, or `[1, L + 1]` with step 0. With `weights` `[L + 1]` the gradient
+    is written; without, the sums are of the positives alone.
     """
     block_rows = (tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)
     in_rows = block_rows < R
     rows = first_row + block_rows
     split = tl.program_id(1).to(tl.int64)
     factor = tl.load(scale)
-    value_sums, slope_sums = (), ()
-    for _ in tl.static_range(LEVELS):
-        value_sums = value_sums + (tl.zeros((BLOCK_R,), block.dtype.element_ty),)
-        slope_sums = slope_sums + (tl.zeros((BLOCK_R,), block.dtype.element_ty),)
+    dtype: tl.constexpr = scale.dtype.element_ty
+    WIDTH: tl.constexpr = power_of_two(LEVELS)
+    value_sums = tl.zeros((BLOCK_R, WIDTH), dtype)
+    slope_sums = tl.zeros((BLOCK_R, WIDTH), dtype)
+    levels = tl.arange(0, WIDTH)
     first_tile = split * tiles_per_split
     last_tile = tl.minimum(first_tile + tiles_per_split, tl.cdiv(M, BLOCK_M))
     for tile in range(first_tile, last_tile):
@@ -134,10 +144,11 @@ def softplus_sums(
         columns = first_column + tl.arange(0, BLOCK_M).to(tl.int64)
         in_columns = columns < M
         s = similarities(
-            block, row_stride, row_factors, column_factors, block_rows, columns, in_rows, in_columns
-        )
+            operands, row_factors, column_factors, block_rows, columns, in_rows, in_columns,
+            dtype, PRECISION, BLOCK_D,
+        )  # fmt: skip
         level = tile_levels(
-            sources, KINDS, LARGEST, exclusions, rows, columns, block_rows, in_rows, in_columns,
+            s, sources, KINDS, LARGEST, exclusions, rows, columns, block_rows, in_rows, in_columns,
             first_column, M,
         )  # fmt: skip
         level = under_ceiling(
@@ -145,27 +156,25 @@ def softplus_sums(
             in_columns, M, False,
         )  # fmt: skip
         z = logits(s, level, factor, factors, margin, LEVELS, CIRCLE)
-        against = tl.zeros(z.shape, z.dtype)
-        for l in tl.static_range(LEVELS):
-            at = thresholds + block_rows * threshold_stride + l
-            of_rows = tl.load(at, mask=in_rows, other=0.0)
-            against = tl.where(level == l, of_rows[:, None], against)
+        against = by_level(
+            thresholds, block_rows * threshold_step, in_rows, 0.0, level, LEVELS, 0
+        )
         sign = tl.where(level > 0, -1.0, 1.0).to(z.dtype)
         value, slope = softplus(sign * (z - against))
-        more_values, more_slopes = (), ()
-        for l in tl.static_range(LEVELS):
-            here = level == l
-            if weights is None and l == 0:
-                here = level < -1  # none
-            more_values = more_values + (value_sums[l] + tl.sum(tl.where(here, value, 0.0), 1),)
-            more_slopes = more_slopes + (slope_sums[l] + tl.sum(tl.where(here, slope, 0.0), 1),)
-        value_sums, slope_sums = more_values, more_slopes
+        for k in tl.range(0 if weights is not None else 1, LEVELS, num_stages=1):
+            here = level == k
+            of_level_k = levels[None, :] == k
+            sums = tl.sum(tl.where(here, value, 0.0), 1)
+            value_sums += tl.where(of_level_k, sums[:, None], 0.0)
+            sums = tl.sum(tl.where(here, slope, 0.0), 1)
+            slope_sums += tl.where(of_level_k, sums[:, None], 0.0)
         if weights is not None:
             g = tl.where(level < 0, 0.0, sign * slope * of_level(weights, level, LEVELS))
             g = g * logit_factor(s, level, factors, margin, LEVELS, CIRCLE)
-            inside = in_rows[:, None] & in_columns[None, :]
-            tl.store(block + block_rows[:, None] * row_stride + columns[None, :], g, mask=inside)
-    at = (split * R + block_rows) * LEVELS
-    for l in tl.static_range(LEVELS):
-        tl.store(values + at + l, value_sums[l], mask=in_rows)
-        tl.store(slopes + at + l, slope_sums[l], mask=in_rows)
+            store_gradient(
+                gradient, g, row_factors, column_factors, block_rows, columns, in_rows, in_columns
+            )
+    at = (split * R + block_rows)[:, None] * LEVELS + levels[None, :]
+    mask = in_rows[:, None] & (levels < LEVELS)[None, :]
+    tl.store(values + at, value_sums, mask=mask)
+    tl.store(slopes + at, slope_sums, mask=mask)

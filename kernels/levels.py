@@ -18,22 +18,21 @@ import triton.language as tl
 
 
 @triton.jit
-def _keys(source, K: tl.constexpr, PREFIX: tl.constexpr, rows, columns, in_rows, in_columns, M):
-    level = tl.zeros((rows.shape[0], columns.shape[0]), tl.int32)
-    so_far = level == 0
-    for k in tl.static_range(K):
+def _keys(source, K: tl.constexpr, PREFIX: tl.constexpr, zero, rows, columns, in_rows, in_columns, M):
+    level = zero
+    # Not unrolled: the keys of one grain at a time keep within the registers.
+    for k in tl.range(0, K, num_stages=1, loop_unroll_factor=1):
         query_key = tl.load(source[0] + rows * K + k, mask=in_rows, other=-1)
         candidate_key = tl.load(source[1] + k * M + columns, mask=in_columns, other=-1)
         equal = (query_key[:, None] == candidate_key[None, :]) & (query_key >= 0)[:, None]
         if PREFIX:
-            so_far = so_far & equal
-            equal = so_far
+            equal = equal & (level == k)  # and all keys before
         level += equal.to(tl.int32)
     return level
 
 
 @triton.jit
-def _sparse(source, rows, columns, in_rows, first_column):
+def _sparse(source, zero, rows, columns, in_rows, first_column):
     """Walks the entries of each row that lie in the tile: few, where judgements are sparse."""
     ends, indices, levels = source[0], source[1], source[2]
     start = tl.load(ends + rows, mask=in_rows, other=0)
@@ -48,7 +47,7 @@ def _sparse(source, rows, columns, in_rows, first_column):
         low = tl.where(open_ & before, middle + 1, low)
         high = tl.where(open_ & ~before, middle, high)
         width = width // 2
-    level = tl.zeros((rows.shape[0], columns.shape[0]), tl.int32)
+    level = zero
     last_column = first_column + columns.shape[0]
     at = tl.load(indices + low, mask=low < stop, other=2147483647)
     here = (low < stop) & (at < last_column)
@@ -64,11 +63,11 @@ def _sparse(source, rows, columns, in_rows, first_column):
 
 @triton.jit
 def _bands(
-    source, L: tl.constexpr, BY_COLUMN: tl.constexpr, rows, columns, block_rows, inside, in_rows,
-    in_columns, M,
+    source, L: tl.constexpr, BY_COLUMN: tl.constexpr, zero, rows, columns, block_rows, inside,
+    in_rows, in_columns, M,
 ):  # fmt: skip
     s = tl.load(source[0] + block_rows[:, None] * M + columns[None, :], mask=inside, other=0.0)
-    level = tl.zeros((rows.shape[0], columns.shape[0]), tl.int32)
+    level = zero
     for k in tl.static_range(L):
         if BY_COLUMN:
             at = source[1] + columns * source[2] + k
@@ -81,16 +80,19 @@ def _bands(
 
 @triton.jit
 def tile_levels(
-    sources, KINDS: tl.constexpr, LARGEST: tl.constexpr, exclusions, rows, columns, block_rows,
+    s, sources, KINDS: tl.constexpr, LARGEST: tl.constexpr, exclusions, rows, columns, block_rows,
     in_rows, in_columns, first_column, M,
 ):  # fmt: skip
     """Levels int32 of a tile, -1 outside of the matrix: the highest of all sources, but -1 where
     any of them or an exclusion, a pair of equal ids, ignores the pair.
 
-    `LARGEST`: L of each source.
+    `s`: the similarities of the tile. `LARGEST`: L of each source.
     """
     inside = in_rows[:, None] & in_columns[None, :]
-    level = tl.zeros((rows.shape[0], columns.shape[0]), tl.int32)
+    # Zeros that come from the similarities: so the levels are laid out over the threads as these
+    # are, and nothing is exchanged between threads for each of them.
+    zero = (tl.abs(s) < 0.0).to(tl.int32)
+    level = zero
     ignored = ~inside
     for n in tl.static_range(len(KINDS)):
         kind: tl.constexpr = KINDS[n]
@@ -99,16 +101,16 @@ def tile_levels(
             one = (rows[:, None] == columns[None, :]).to(tl.int32)
         elif kind == "prefix" or kind == "count":
             one = _keys(
-                source, LARGEST[n], kind == "prefix", rows, columns, in_rows, in_columns, M
+                source, LARGEST[n], kind == "prefix", zero, rows, columns, in_rows, in_columns, M
             )
         elif kind == "dense":
             at = rows[:, None] * M + columns[None, :]
             one = tl.load(source[0] + at, mask=inside, other=0).to(tl.int32)
         elif kind == "sparse":
-            one = _sparse(source, rows, columns, in_rows, first_column)
+            one = _sparse(source, zero, rows, columns, in_rows, first_column)
         else:
             one = _bands(
-                source, LARGEST[n], kind == "bands_by_column", rows, columns, block_rows, inside,
+                source, LARGEST[n], kind == "bands_by_column", zero, rows, columns, block_rows, inside,
                 in_rows, in_columns, M,
             )  # fmt: skip
         level = tl.maximum(level, one)

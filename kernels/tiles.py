@@ -8,18 +8,72 @@ import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def power_of_two(n):
+    """The next one, n included: what `tl.arange` takes."""
+    return triton.next_power_of_2(n)
+
+
+@triton.jit
+def _product(
+    operands, block_rows, columns, in_rows, in_columns, dtype: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of rows `[R, D]` and `[M, D]`: (queries, row stride, candidates, row stride, D)."""
+    queries, query_stride, candidates, candidate_stride, D = operands
+    features = tl.arange(0, BLOCK_D)
+    query_at = queries + block_rows[:, None] * query_stride + features[None, :]
+    candidate_at = candidates + columns[None, :] * candidate_stride + features[:, None]
+    s = tl.zeros((block_rows.shape[0], columns.shape[0]), dtype)
+    for first in range(0, D, BLOCK_D):
+        inside = first + features < D
+        q = tl.load(query_at + first, mask=in_rows[:, None] & inside[None, :], other=0.0)
+        c = tl.load(candidate_at + first, mask=inside[:, None] & in_columns[None, :], other=0.0)
+        s = tl.dot(q, c, s, input_precision=PRECISION)
+    return s
+
+
 @triton.jit
 def similarities(
-    block, row_stride, row_factors, column_factors, block_rows, columns, in_rows, in_columns
-):
-    """Of a row block that a vendor product wrote."""
-    inside = in_rows[:, None] & in_columns[None, :]
-    s = tl.load(block + block_rows[:, None] * row_stride + columns[None, :], mask=inside, other=0.0)
+    operands, row_factors, column_factors, block_rows, columns, in_rows, in_columns,
+    dtype: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of `operands`: the row block `[R, M]` that a vendor product wrote, and its row stride; or the
+    rows of the product, which is computed here.
+    """
+    if len(operands) == 2:
+        block, row_stride = operands
+        at = block + block_rows[:, None] * row_stride + columns[None, :]
+        s = tl.load(at, mask=in_rows[:, None] & in_columns[None, :], other=0.0)
+    else:
+        s = _product(
+            operands, block_rows, columns, in_rows, in_columns, dtype, PRECISION, BLOCK_D
+        )
     if row_factors is not None:
         row = tl.load(row_factors + block_rows, mask=in_rows, other=0.0)
         column = tl.load(column_factors + columns, mask=in_columns, other=0.0)
         s = s * (row[:, None] * column[None, :])
     return s
+
+
+@triton.jit
+def store_gradient(
+    gradient, g, row_factors, column_factors, block_rows, columns, in_rows, in_columns
+):
+    """Of the product: that of the similarities times their factors. `gradient`: the row block, its
+    row stride, and the unit that float16 is written in, or None.
+    """
+    block, row_stride, unit = gradient
+    if row_factors is not None:
+        row = tl.load(row_factors + block_rows, mask=in_rows, other=0.0)
+        column = tl.load(column_factors + columns, mask=in_columns, other=0.0)
+        g = g * (row[:, None] * column[None, :])
+    if unit is not None:
+        # A row of length 0 has a factor of 1e12: its gradient is as large as float16 can be.
+        g = tl.clamp(g * tl.load(unit), -65504.0, 65504.0)
+    at = block + block_rows[:, None] * row_stride + columns[None, :]
+    mask = in_rows[:, None] & in_columns[None, :]
+    tl.store(at, g.to(block.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -30,9 +84,9 @@ def by_level(table, lines, mask, other, level, LEVELS: tl.constexpr, AXIS: tl.co
     at = table + lines * LEVELS
     value = tl.expand_dims(tl.load(at, mask=mask, other=other), 1 - AXIS)
     value = tl.broadcast_to(value, level.shape)
-    for l in tl.static_range(1, LEVELS):
-        entry = tl.expand_dims(tl.load(at + l, mask=mask, other=other), 1 - AXIS)
-        value = tl.where(level == l, entry, value)
+    for k in tl.range(1, LEVELS, num_stages=1, loop_unroll_factor=1):
+        entry = tl.expand_dims(tl.load(at + k, mask=mask, other=other), 1 - AXIS)
+        value = tl.where(level == k, entry, value)
     return value
 
 
@@ -40,8 +94,8 @@ def by_level(table, lines, mask, other, level, LEVELS: tl.constexpr, AXIS: tl.co
 def of_level(table, level, LEVELS: tl.constexpr):
     """The entry of the pair's level, of a table `[L + 1]`; entry 0 for ignored pairs."""
     value = tl.zeros(level.shape, table.dtype.element_ty) + tl.load(table)
-    for l in tl.static_range(1, LEVELS):
-        value = tl.where(level == l, tl.load(table + l), value)
+    for k in tl.range(1, LEVELS, num_stages=1, loop_unroll_factor=1):
+        value = tl.where(level == k, tl.load(table + k), value)
     return value
 
 

@@ -48,9 +48,14 @@ def passes(s: Tensor, levels: LevelSource, name: str) -> CpuPasses:
     return CpuPasses(Batch(q, c, torch.tensor(SCALE, dtype=s.dtype), levels), name)
 
 
+def _block(s: Tensor) -> Block:
+    q, c = s.new_zeros(ROWS, 1), s.new_zeros(s.shape[1], 1)
+    return Block(s, s, q, c, START, 0, None, None, None)
+
+
 def run_tables(s: Tensor, levels: LevelSource, name: str, full: bool = True) -> TableSet:
     out = TableSet.empty(ROWS, levels.max_level + 1, dtype=s.dtype, device=s.device, full=full)
-    passes(s, levels, name).tables(Block(s, START, 0, None, None), 0, out, None)
+    passes(s, levels, name).tables(_block(s), 0, out, None)
     return out
 
 
@@ -59,4 +64,4 @@ def run_gradients_(
 ) -> None:
     """Writes the gradients over the similarities."""
     channel = Channel(tables, d_tables)
-    passes(s, levels, name).gradients_(Block(s, START, 0, None, None), [channel], None, None)
+    passes(s, levels, name).gradients_(_block(s), [channel], None, None)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .batch import Batch, Product
 from .dense import dense_gradients, dense_multi_level_nce, dense_sigmoid, dense_tables
 from .row_blocks import Passes
 from .sweep import (
@@ -47,6 +47,29 @@ def check_backend(backend: str, device: torch.device) -> None:
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(
             f'backend="cpu" needs CPU tensors, got queries on {device}; use backend="auto"'
+        )
+
+
+def check_product(product: Product, backend: str, dtype: torch.dtype, prefixes: int) -> None:
+    """Raises where the product cannot be taken as asked for."""
+    if product not in ("auto", "fused", "vendor"):
+        raise ValueError(f"product must be 'auto', 'fused' or 'vendor', got {product!r}")
+    if product == "auto":
+        return
+    if backend != "triton":
+        raise ValueError(
+            f'product="{product}" is an option of backend="triton", got backend="{backend}"; '
+            f"name the backend, or leave product out"
+        )
+    if product == "fused" and dtype == torch.float64:
+        raise ValueError(
+            'product="fused" needs float16, bfloat16 or float32, got queries of torch.float64; '
+            'use product="vendor"'
+        )
+    if product == "fused" and prefixes > 1:
+        raise ValueError(
+            f'product="fused" has one similarity for each pair, got {prefixes} matryoshka_dims; '
+            f'use product="vendor", which shares one product between them'
         )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .levels import LevelSource
 from .validation import accumulation_dtype
+
+
+Product = Literal["auto", "fused", "vendor"]
 
 
 class Batch(NamedTuple):
@@ -30,6 +33,7 @@ class Batch(NamedTuple):
     dims: tuple[int, ...] = ()  # ascending; (): all features
     circle: float | None = None
     workspace_mb: float = 0.0  # 0: the default
+    product: Product = "auto"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,8 +59,8 @@ class Batch(NamedTuple):
         extra = 0 if self.memory is None else self.memory.shape[0]
         return self.candidates.shape[0] + extra
 
-    def all_candidates(self) -> Tensor:
-        """Candidates and memory, `[M + Q, D]`, in the accumulation dtype."""
+    def all_candidates(self, dtype: torch.dtype) -> Tensor:
+        """Candidates and memory, `[M + Q, D]`."""
         if self.memory is None:
-            return self.candidates.to(self.dtype)
-        return torch.cat([self.candidates.to(self.dtype), self.memory.to(self.dtype)])
+            return self.candidates.to(dtype)
+        return torch.cat([self.candidates.to(dtype), self.memory.to(dtype)])

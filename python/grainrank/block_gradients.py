@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .products import product_
 from .row_blocks import Block, Channel, RowBlocks, Rows
 from .table_sets import Gradients, Needs
 
@@ -17,7 +18,7 @@ class _Pairs(NamedTuple):
 
     row: Tensor
     column: Tensor
-    gradient: Tensor  # as it is written over the similarity
+    gradient: Tensor  # of the product
     moment: Tensor  # the gradient of `scale * s` times it
 
 
@@ -26,9 +27,8 @@ class GradientSums:
 
     def __init__(self, blocks: RowBlocks, needs: Needs) -> None:
         batch, passes = blocks.batch, blocks.passes
-        self.batch, self.passes, self.candidates, self.needs = (
-            batch, passes, blocks.candidates, needs,
-        )  # fmt: skip
+        self.batch, self.passes, self.needs = batch, passes, needs
+        self.candidates, self._unit = blocks.candidates, blocks.unit
         self.d_queries = passes.empty(*(batch.queries.shape if needs.queries else (0,)))
         self.d_candidates = passes.empty(*(batch.candidates.shape if needs.candidates else (0,)))
         for d in (self.d_queries, self.d_candidates):
@@ -50,7 +50,7 @@ class GradientSums:
         self._with_row_moments = norms and needs.queries
 
     def add(self, item: Rows, channels: Sequence[Sequence[Channel]]) -> None:
-        """Turns the block's similarities into gradients and adds them up.
+        """Computes the gradients of a block and adds them up.
 
         `channels[p]`: those of prefix p. Their `moments` are replaced.
         """
@@ -67,7 +67,7 @@ class GradientSums:
                 column_moments = self.passes.empty(pieces, self.batch.num_columns)
             of_rows = None if row_moments is None else row_moments[block.prefix]
             full = [c._replace(moments=m) for c, m in zip(given, moments, strict=True)]
-            # Read before the gradients are written over the similarities.
+            # Read before the gradients are written, which may be over the similarities.
             extremes = [list(self._extremes(block, f, c)) for f, c in enumerate(full)]
             self.passes.gradients_(block, full, of_rows, column_moments)
             if column_moments is not None:
@@ -82,12 +82,12 @@ class GradientSums:
         self._add_products(item, row_moments)
 
     def add_written(self, item: Rows) -> None:
-        """Adds up a block whose similarities are gradients already."""
+        """Adds up a block whose gradients are written already."""
         self._add_products(item, None)
 
     def _extremes(self, block: Block, channel: int, c: Channel) -> Iterator[_Pairs]:
         """The highest and the lowest logit of a level are single pairs."""
-        rows, columns = block.similarities.shape[0], c.columns
+        rows, columns = block.shape[0], c.columns
         for name in ("highest", "lowest"):
             d = getattr(c.d_tables, name)
             if d is not None:
@@ -115,7 +115,7 @@ class GradientSums:
         factor = torch.ones_like(d)
         if block.row_factors is not None and block.column_factors is not None:
             factor = block.row_factors[row] * block.column_factors[column]
-        s = block.similarities[row, column] * factor
+        s = block.at(row, column, batch.dtype) * factor
         if batch.circle is not None:
             positive = torch.arange(d.shape[1], device=d.device) > 0
             weight = torch.where(positive, 1 + batch.circle - s, s + batch.circle).clamp_min(0)
@@ -138,11 +138,13 @@ class GradientSums:
         if self._column_moments is not None:
             of_prefix = self._column_moments[block.prefix]
             of_prefix.index_put_((column,), moment.double(), accumulate=True)
-        block.similarities.index_put_((row, column), g, accumulate=True)
+        assert block.gradient is not None
+        g = g if block.unit is None else g * block.unit
+        block.gradient.index_put_((row, column), g.to(block.gradient.dtype), accumulate=True)
 
     def _add_products(self, item: Rows, row_moments: Tensor | None) -> None:
         needs, batch = self.needs, self.batch
-        gradients = [block.similarities for block in item.blocks]
+        gradients = [block.gradient for block in item.blocks if block.gradient is not None]
         for p in reversed(range(len(gradients) - 1)):
             gradients[p].add_(gradients[p + 1])
         queries, m = item.queries, batch.candidates.shape[0]
@@ -155,14 +157,16 @@ class GradientSums:
         for g, last in zip(gradients, batch.prefixes, strict=True):
             here = slice(first, last)
             if d_queries is not None:
-                torch.mm(g, self.candidates.values[:, here], out=d_queries[:, here])
+                product_(d_queries[:, here], g, self.candidates.values[:, here])
             if needs.candidates:
-                d_candidates = self.d_candidates[:, here]
-                values = queries.values[:, here]
-                d_candidates.addmm_(g[:, :m].t(), values, beta=float(item.start > 0))
+                d_candidates, values = self.d_candidates[:, here], queries.values[:, here]
+                so_far = d_candidates if item.start > 0 else None
+                product_(d_candidates, g[:, :m].t(), values, add=so_far)
             first = last
         if d_queries is not None:
-            dots = queries.finish_(d_queries, batch.prefixes, row_moments, self.passes)
+            dots = queries.finish_(
+                d_queries, batch.prefixes, row_moments, self.passes, self._unit
+            )
             if needs.scale:
                 self._d_scale += dots.sum(dtype=torch.float64)
 
@@ -177,11 +181,12 @@ class GradientSums:
         m = batch.candidates.shape[0]
         if needs.candidates:
             moments = self._column_moments
-            dots = self.candidates.first(m).finish_(
+            dots = self.candidates.rows(0, m).finish_(
                 self.d_candidates[:, : batch.prefixes[-1]],
                 batch.prefixes,
                 None if moments is None else moments[:, :m].to(batch.dtype),
                 self.passes,
+                self._unit,
             )
             if needs.scale and not self._scale_from_rows:
                 self._d_scale += dots.sum(dtype=torch.float64)

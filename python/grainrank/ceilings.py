@@ -23,7 +23,7 @@ def resolve_ceilings(batch: Batch, backend: str, columns: bool) -> Batch:
     if margin.reference is not None:
         q, c = margin.reference
         scale = torch.ones((), device=q.device)
-        probe = Batch(q, c, scale, margin.base, normalize=False, workspace_mb=batch.workspace_mb)
+        probe = Batch(q, c, scale, margin.base, False, workspace_mb=batch.workspace_mb)
     with torch.no_grad():
         tables = ops.level_tables(*ops.arguments(probe, backend), True, columns, "")
     at = TableSet._fields.index("highest")

@@ -38,12 +38,15 @@ class CpuPasses:
     """The passes for one batch; holds the level data in the layout that the C++ reads."""
 
     moment_rows: int = _native.MOMENT_ROWS
+    fused = False
+    factored = False
+    column_table_bytes = 0.0
 
     def __init__(self, batch: Batch, instruction_set: str | None = None) -> None:
         self._set = instruction_set or instruction_sets()[0]
         self._batch = batch
         self._scale = float(batch.scale)
-        self._dtype = batch.dtype
+        self._dtype = self.operand_dtype = batch.dtype
         self._suffix = _SUFFIX[batch.dtype]
         self._levels = CpuLevels(batch.levels)
         self._factors = None if batch.factors is None else batch.factors.contiguous()
@@ -100,6 +103,7 @@ class CpuPasses:
         norms: Tensor | None,
         along: Tensor | None,
         dots: Tensor,
+        unit: Tensor | None,
     ) -> None:
         getattr(_native, f"finish_{self._suffix}")(
             self._set,
@@ -198,7 +202,7 @@ class CpuPasses:
         columns = None if levels.columns is None else levels.columns[block.prefix]
         reference = None
         if self._reference is not None:
-            reference = self._reference.at(block.start, block.start + len(block.similarities))
+            reference = self._reference.at(block.start, block.start + block.shape[0])
         query_ids, candidate_ids = self._curated
         return self._make("Ceilings")(
             rows=_address(levels.rows[block.prefix]),
@@ -222,6 +226,7 @@ class CpuPasses:
 
     def _run(self, function: Any, block: Block, **arguments: Any) -> None:
         s = block.similarities
+        assert s is not None  # and the gradient is written over it
         rows, columns = s.shape
         circle = self._batch.circle
         given = self._make("Block")(

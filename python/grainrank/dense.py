@@ -30,7 +30,7 @@ class _Prefix(NamedTuple):
 
 
 def _prefixes(batch: Batch) -> Iterator[_Prefix]:
-    all_queries, all_candidates = batch.queries.to(batch.dtype), batch.all_candidates()
+    all_queries, all_candidates = batch.queries.to(batch.dtype), batch.all_candidates(batch.dtype)
     n, m, columns = len(all_queries), len(batch.candidates), batch.num_columns
     level = batch.levels.block(0, n, columns, batch.queries.device)
     for p, width in enumerate(batch.prefixes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 NORM_EPS = 1e-12
@@ -12,6 +13,12 @@ NORM_EPS = 1e-12
 
 class RowPasses(Protocol):
     """The passes of a backend over rows of embeddings."""
+
+    #: Of the rows that the products take.
+    operand_dtype: torch.dtype
+    #: Whether rows stay as given, and their norms are factors of the similarities; else they are
+    #: brought to length 1, unless there are several prefixes.
+    factored: bool
 
     def empty(self, *shape: int) -> Tensor:
         """Memory of the accumulation dtype for a result."""
@@ -31,40 +38,42 @@ class RowPasses(Protocol):
         norms: Tensor | None,
         along: Tensor | None,
         dots: Tensor,
+        unit: Tensor | None,
     ) -> None:
         """`d` `[R, D]` times the scale, and back through `norms` `[R]`; or less `along` `[P, R]`
         times the values, in the features that a prefix adds.
 
-        `dots` `[R]`, out: `<values, d>` as it came.
+        `dots` `[R]`, out: `<values, d>` as it came. `unit`: what `d` is to be divided by first.
         """
 
 
 @dataclass(frozen=True)
 class Operand:
-    """Rows as the products take them, in the accumulation dtype.
+    """Rows as the products take them.
 
-    With one prefix and normalisation they have length 1. With several prefixes they are as given,
-    and every prefix has its own inverse norms, which the passes multiply the products by.
+    With `inverse` they are as given, and every prefix has its own inverse norms, which the passes
+    multiply the products by. Else with `norms` they have length 1.
     """
 
     values: Tensor  # [R, D], D of the longest prefix
-    norms: Tensor | None = None  # [R], before normalisation
+    norms: Tensor | None = None  # [R], as given; of one prefix
     inverse: Tensor | None = None  # [P, R]
 
     @staticmethod
     def prepare(
         x: Tensor, given: Tensor, prefixes: tuple[int, ...], normalize: bool, passes: RowPasses
     ) -> Operand:
-        """From rows `given`, which are `x` in the accumulation dtype; a copy is overwritten."""
+        """From rows `given`, which are `x` in the dtype of the products; a copy is overwritten."""
         values = given[:, : prefixes[-1]]
         if values.stride(1) != 1:
             values = values.contiguous()
         if not normalize:
             return Operand(values)
         norms = passes.empty(len(prefixes), values.shape[0])
-        if len(prefixes) > 1:
+        if passes.factored or len(prefixes) > 1:
             passes.norms(values, prefixes, norms, None)
-            return Operand(values, inverse=norms.clamp_min_(NORM_EPS).reciprocal_())
+            own = norms[0] if len(prefixes) == 1 else None
+            return Operand(values, own, norms.clamp(min=NORM_EPS).reciprocal_())
         own = values.data_ptr() != x.data_ptr() and values.is_contiguous()
         unit = values if own else passes.empty(*values.shape)
         passes.norms(values, prefixes, norms, unit)
@@ -76,11 +85,13 @@ class Operand:
         prefixes: tuple[int, ...],
         moments: Tensor | None,
         passes: RowPasses,
+        unit: Tensor | None,
     ) -> Tensor:
         """In place: from the gradient of `values` per unit of scale to that of the given rows.
 
-        `moments` `[P, R]`: the gradients of the norms' logarithms, where there are `inverse` norms.
-        Gives the part of each row in the gradient of the scale, `[R]`.
+        `moments` `[P, R]`: the gradients of the norms' logarithms, where there are several
+        prefixes. `unit`: what `d_values` is to be divided by first. Gives the part of each row in
+        the gradient of the scale, `[R]`.
         """
         along = None
         if moments is not None and self.inverse is not None:
@@ -89,13 +100,10 @@ class Operand:
             # Summed over the prefixes that have the feature.
             along = along.flip(0).cumsum(dim=0).flip(0).contiguous()
         dots = passes.empty(d_values.shape[0])
-        passes.finish_(d_values, self.values, prefixes, self.norms, along, dots)
-        return dots
+        passes.finish_(d_values, self.values, prefixes, self.norms, along, dots, unit)
+        return dots if unit is None else dots / unit
 
-    def first(self, rows: int) -> Operand:
-        """The first `rows` rows."""
-        return Operand(
-            self.values[:rows],
-            None if self.norms is None else self.norms[:rows],
-            None if self.inverse is None else self.inverse[:, :rows].contiguous(),
-        )
+    def rows(self, start: int, stop: int) -> Operand:
+        inverse = None if self.inverse is None else self.inverse[:, start:stop].contiguous()
+        norms = None if self.norms is None else self.norms[start:stop]
+        return Operand(self.values[start:stop], norms, inverse)

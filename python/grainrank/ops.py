@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .batch import Batch
+from .batch import Batch, Product
 from .levels import from_parts
 from .table_sets import COLUMN_TABLES, Gradients, Needs, TableGradientSet, TableSet
 
@@ -24,7 +24,7 @@ _library = torch.library.Library("grainrank", "FRAGMENT")
 _BATCH = (
     "Tensor queries, Tensor candidates, Tensor scale, Tensor? factors, Tensor? memory, "
     "Tensor[] level_data, str level_kind, bool normalize, int[] dims, "
-    "float? circle, float workspace_mb, str backend"
+    "float? circle, float workspace_mb, str product, str backend"
 )
 
 
@@ -53,7 +53,7 @@ _library.define(
 )
 
 _Tensors = tuple[Tensor, ...]
-_INPUTS = 12  # of _BATCH
+_INPUTS = 13  # of _BATCH
 
 
 def arguments(batch: Batch, backend: str) -> tuple[Any, ...]:
@@ -62,7 +62,7 @@ def arguments(batch: Batch, backend: str) -> tuple[Any, ...]:
     return (
         batch.queries, batch.candidates, batch.scale, batch.factors, batch.memory,
         list(levels.tensors), levels.kind, batch.normalize, list(batch.dims),
-        batch.circle, batch.workspace_mb, backend,
+        batch.circle, batch.workspace_mb, batch.product, backend,
     )  # fmt: skip
 
 
@@ -78,12 +78,13 @@ def _batch(
     dims: Sequence[int],
     circle: float | None,
     workspace_mb: float,
+    product: Product,
     backend: str,
 ) -> tuple[Batch, str]:
     levels = from_parts(level_kind, level_data)
     return Batch(
         queries, candidates, scale, levels, normalize, factors, memory, tuple(dims), circle,
-        workspace_mb,
+        workspace_mb, product,
     ), backend  # fmt: skip
 
 

@@ -7,7 +7,7 @@ of a prefix are those of the one before plus the product of the features between
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -16,20 +16,42 @@ from torch import Tensor
 
 from .batch import Batch
 from .operands import Operand, RowPasses
+from .products import product_
 from .table_sets import TableGradientSet, TableSet
 
 DEFAULT_WORKSPACE = 64 * 2**20  # bytes
 SMALLEST_DEFAULT_BLOCK = 1024  # rows; each product packs all candidates anew
+_PAIRS = 4096  # at a time: each is read with all its features
+_LARGEST_UNIT = 2.0**14  # what the largest gradient in float16 is brought to, of 65504
 
 
 class Block(NamedTuple):
-    """Similarities of a row block in one prefix, and what they are to be multiplied by."""
+    """A row block in one prefix: where its similarities come from, and what they are to be
+    multiplied by.
+    """
 
-    similarities: Tensor  # [R, M + Q]
+    similarities: Tensor | None  # [R, M + Q]; None: the passes compute the product
+    gradient: Tensor | None  # [R, M + Q], out; may be the memory of the similarities
+    queries: Tensor  # [R, D], the rows of the product
+    candidates: Tensor  # [M + Q, D]
     start: int  # its first row in the batch
     prefix: int
     row_factors: Tensor | None  # [R]
     column_factors: Tensor | None  # [M + Q]
+    unit: Tensor | None  # the gradient is written times this, to fit into float16
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """R, M + Q."""
+        return self.queries.shape[0], self.candidates.shape[0]
+
+    def at(self, row: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
+        """The similarities of single pairs, without their factors."""
+        if self.similarities is not None:
+            return self.similarities[row, column]
+        pieces = zip(row.flatten().split(_PAIRS), column.flatten().split(_PAIRS), strict=True)
+        dots = [(self.queries[i].to(dtype) * self.candidates[j]).sum(dim=1) for i, j in pieces]
+        return torch.cat(dots).view_as(row)
 
 
 class ColumnTables(NamedTuple):
@@ -55,6 +77,10 @@ class Passes(RowPasses, Protocol):
 
     #: Rows of one row of `column_moments`.
     moment_rows: int
+    #: Whether the passes compute the products themselves.
+    fused: bool
+    #: What the column tables of a block need besides, for each of its rows and columns.
+    column_table_bytes: float
 
     def workspace(self, *shape: int) -> AbstractContextManager[Tensor]:
         """Memory of the accumulation dtype for the row blocks of one sweep."""
@@ -71,7 +97,7 @@ class Passes(RowPasses, Protocol):
         row_moments: Tensor | None,
         column_moments: Tensor | None,
     ) -> None:
-        """Writes the gradient, per unit of scale, over the similarities.
+        """Writes the gradient of the product, per unit of scale.
 
         Moments are sums of gradient times logit, `[R]` and `[ceil(R / moment_rows), M + Q]`.
         """
@@ -88,26 +114,28 @@ class Passes(RowPasses, Protocol):
         """Sums over the pairs of a level of softplus(x) and sigmoid(x), `[R, L + 1]`.
 
         x is `z - threshold` at level 0 and `threshold - z` above; thresholds `[R, L + 1]` or
-        `[1, L + 1]`. With `weights` `[L + 1]` the gradient, per unit of scale, is written over the
-        similarities; without, level 0 is left out.
+        `[1, L + 1]`. With `weights` `[L + 1]` the gradient of the product, per unit of scale, is
+        written; without, level 0 is left out.
         """
 
 
-def block_rows(num_queries: int, row_bytes: int, workspace_mb: float) -> int:
+def block_rows(num_queries: int, row_bytes: float, workspace_mb: float) -> int:
     """R: the most rows of a block that the workspace holds, spread evenly over the blocks.
 
     Raises:
         ValueError: the workspace does not hold a single row.
     """
+    if row_bytes == 0:
+        return num_queries
     if workspace_mb > 0:
-        most = int(workspace_mb * 2**20) // row_bytes
+        most = int(workspace_mb * 2**20 / row_bytes)
         if most < 1:
             raise ValueError(
                 f"workspace_mb must hold at least the logits of one row, "
                 f"{row_bytes / 2**20:.3g} MiB, got {workspace_mb:.3g}"
             )
     else:
-        most = max(DEFAULT_WORKSPACE // row_bytes, SMALLEST_DEFAULT_BLOCK)
+        most = max(int(DEFAULT_WORKSPACE / row_bytes), SMALLEST_DEFAULT_BLOCK)
     blocks = -(-num_queries // most)
     return -(-num_queries // blocks)
 
@@ -123,40 +151,93 @@ class Rows:
 
 
 class RowBlocks:
-    """Iterates over the row blocks; the next one uses the workspace again."""
+    """Iterates over the row blocks; the next one uses the workspace again.
 
-    def __init__(self, batch: Batch, passes: Passes) -> None:
+    `bound`: of the gradients of the tables, where gradients will be written. `columns`: whether
+    column tables will be computed.
+    """
+
+    def __init__(
+        self, batch: Batch, passes: Passes, bound: Tensor | None = None, columns: bool = False
+    ) -> None:
         self.batch, self.passes = batch, passes
+        self._columns, self._with_gradients = columns, bound is not None
         self.candidates = Operand.prepare(
-            batch.candidates, batch.all_candidates(), batch.prefixes, batch.normalize, passes
+            batch.candidates,
+            batch.all_candidates(passes.operand_dtype),
+            batch.prefixes,
+            batch.normalize,
+            passes,
         )
+        self._queries = self._operand(batch.queries) if passes.factored else None
+        self.unit: Tensor | None = None
+        if passes.operand_dtype == torch.float16 and bound is not None:
+            self.unit = self._unit(bound)
+
+    def _operand(self, queries: Tensor) -> Operand:
+        batch, passes = self.batch, self.passes
+        given = queries.to(passes.operand_dtype)
+        return Operand.prepare(queries, given, batch.prefixes, batch.normalize, passes)
+
+    def _unit(self, bound: Tensor) -> Tensor:
+        largest = bound * self.batch.channels
+        if self.batch.factors is not None:
+            largest = largest * self.batch.factors.abs().amax()
+        for operand in (self._queries, self.candidates):
+            if operand is not None and operand.inverse is not None:
+                # A row of length 0 would take the digits of all others.
+                there = operand.inverse < 1e10
+                largest = largest * torch.where(there, operand.inverse, 0.0).amax()
+        unit = _LARGEST_UNIT * torch.exp2(-torch.ceil(torch.log2(largest)))
+        return torch.where(largest > 0, unit, 1.0).reshape(1)
 
     def __iter__(self) -> Iterator[Rows]:
-        batch, passes, candidates = self.batch, self.passes, self.candidates
+        batch, passes = self.batch, self.passes
         n, columns, prefixes = batch.queries.shape[0], batch.num_columns, len(batch.prefixes)
-        row_bytes = columns * (
-            prefixes * candidates.values.element_size() + 4 * batch.levels.num_references
-        )
-        rows = block_rows(n, row_bytes, batch.workspace_mb)
-        with passes.workspace(prefixes, rows, columns) as workspace:
+        own = self._with_gradients and (passes.fused or passes.operand_dtype != batch.dtype)
+        pair_bytes = 0.0 if passes.fused else prefixes * batch.dtype.itemsize
+        pair_bytes += prefixes * passes.operand_dtype.itemsize if own else 0
+        pair_bytes += 4 * batch.levels.num_references
+        pair_bytes += passes.column_table_bytes if self._columns else 0
+        rows = block_rows(n, columns * pair_bytes, batch.workspace_mb)
+        shape = prefixes, rows, columns
+        workspace: AbstractContextManager[Tensor | None] = nullcontext()
+        if not passes.fused:
+            workspace = passes.workspace(*shape)
+        with workspace as similarities:
+            gradient = similarities if self._with_gradients else None
+            if own:
+                gradient = batch.queries.new_empty(shape, dtype=passes.operand_dtype)
             for start in range(0, n, rows):
-                yield self._block(start, min(start + rows, n), workspace)
+                yield self._block(start, min(start + rows, n), similarities, gradient)
 
-    def _block(self, start: int, stop: int, workspace: Tensor) -> Rows:
-        batch, passes, candidates = self.batch, self.passes, self.candidates
-        x = batch.queries[start:stop]
-        queries = Operand.prepare(x, x.to(batch.dtype), batch.prefixes, batch.normalize, passes)
+    def _block(
+        self, start: int, stop: int, similarities: Tensor | None, gradient: Tensor | None
+    ) -> Rows:
+        batch, candidates = self.batch, self.candidates
+        if self._queries is None:
+            queries = self._operand(batch.queries[start:stop])
+        else:
+            queries = self._queries.rows(start, stop)
         blocks: list[Block] = []
         first = 0
         for p, last in enumerate(batch.prefixes):
-            s = workspace[p, : stop - start]
-            a, b = queries.values[:, first:last], candidates.values[:, first:last].t()
-            if p == 0:
-                torch.mm(a, b, out=s)
-            else:
-                torch.addmm(blocks[-1].similarities, a, b, out=s)
+            s = None if similarities is None else similarities[p, : stop - start]
+            if s is not None:
+                a, b = queries.values[:, first:last], candidates.values[:, first:last].t()
+                product_(s, a, b, add=blocks[-1].similarities if p > 0 else None)
             first = last
-            row = None if queries.inverse is None else queries.inverse[p]
-            column = None if candidates.inverse is None else candidates.inverse[p]
-            blocks.append(Block(s, start, p, row, column))
+            blocks.append(
+                Block(
+                    s,
+                    None if gradient is None else gradient[p, : stop - start],
+                    queries.values[:, :last],
+                    candidates.values[:, :last],
+                    start,
+                    p,
+                    None if queries.inverse is None else queries.inverse[p],
+                    None if candidates.inverse is None else candidates.inverse[p],
+                    self.unit,
+                )
+            )
         return Rows(start, stop, queries, blocks)

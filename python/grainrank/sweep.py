@@ -41,7 +41,7 @@ def sweep_tables(
     n, m = batch.queries.shape[0], batch.candidates.shape[0]
     rows = _empty_tables(batch, n, full, bool(softplus))
     merged: list[TableSet | None] = [None] * batch.views
-    for item in RowBlocks(batch, passes):
+    for item in RowBlocks(batch, passes, columns=columns):
         for block in item.blocks:
             for f in range(batch.channels):
                 view = block.prefix * batch.channels + f
@@ -79,7 +79,10 @@ def sweep_gradients(
     if softplus and d_rows.softplus is not None:
         against = thresholds(rows.lse, softplus)
         d_rows = through_thresholds(rows, d_rows, softplus)
-    blocks = RowBlocks(batch, passes)
+    given = (*d_rows, *(d_columns or ()))
+    # A bound of the gradient of a logit: each of a table's entries is shared out among pairs.
+    bound = sum((d.abs().amax() for d in given if d is not None), torch.zeros_like(batch.scale))
+    blocks = RowBlocks(batch, passes, bound)
     gradients = GradientSums(blocks, needs)
     of_columns: list[ColumnTables | None] = [None] * batch.views
     if columns is not None and d_columns is not None:
@@ -117,7 +120,7 @@ def sweep_multi_level_nce(
     `level_weights` `[V, L]`: the loss is the sum over the views.
     """
     rows = _empty_tables(batch, batch.queries.shape[0], full=False)
-    blocks = RowBlocks(batch, passes)
+    blocks = RowBlocks(batch, passes, level_weights.sum() if any(needs) else None)
     gradients = GradientSums(blocks, needs)
     losses = batch.scale.new_zeros(batch.queries.shape[0])
     for item in blocks:
@@ -146,7 +149,7 @@ def sweep_sigmoid(
     `level_weights` `[L + 1]`, of level 0 too.
     """
     n, levels = batch.queries.shape[0], batch.levels.max_level + 1
-    blocks = RowBlocks(batch, passes)
+    blocks = RowBlocks(batch, passes, level_weights.amax())
     gradients = GradientSums(blocks, needs)
     sums = torch.empty(2, n, levels, dtype=batch.dtype, device=batch.queries.device)
     against = (-bias).expand(1, levels).contiguous()

@@ -1,4 +1,9 @@
-"""The fused passes in Triton: the kernels of kernels/ behind the contract of `row_blocks.Passes`."""
+"""The fused passes in Triton: the kernels of kernels/ behind the contract of `row_blocks.Passes`.
+
+The similarities are a product inside the kernels (`fused`), or one of the vendor's library into a
+row block of the accumulation dtype. Their gradient is written in the dtype of the embeddings, for
+the vendor's products dQ and dC.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +23,9 @@ from .levels import Ceiled
 from .reference_block import ReferenceBlock
 from .row_blocks import Block, Channel
 from .table_sets import TableSet
+from .triton_launch import Launch, Width, launch_for, precision_of
 from .triton_levels import TritonLevels, same_dtype
 
-BLOCK_R, BLOCK_M = 32, 64  # rows and columns of a tile
 ROW_WARPS = 4  # of the kernels over rows of embeddings
 MERGED = 256  # entries that a program of `merge_tables` merges
 PROGRAMS = 256  # that a launch over the rows should have at least: then columns are not split
@@ -32,10 +37,17 @@ _INTEGERS = (3, 6, 7)
 class TritonPasses:
     """The passes for one batch; holds the level data in the layout that the kernels read."""
 
-    moment_rows: int = BLOCK_R
+    factored = True
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
+        self.operand_dtype = batch.queries.dtype
+        self._precision = precision_of(batch)
+        self.fused = bool(self._precision)
+        self.moment_rows = self._launch("wide").rows  # and of every other width
+        entry = sum(dtype.itemsize for dtype in self._part_dtypes(full=True))
+        tables_rows = self._launch("middle").rows
+        self.column_table_bytes = entry * (batch.levels.max_level + 1) / tables_rows
         self._scale = batch.scale.reshape(1).contiguous()
         self._device = batch.queries.device
         self._levels = TritonLevels(batch.levels)
@@ -58,10 +70,8 @@ class TritonPasses:
     def norms(
         self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
     ) -> None:
-        if x.shape[0] == 0:
-            return
         row_kernels.row_norms[(x.shape[0],)](
-            x, x.stride(0), norms, unit, x.shape[0], prefixes, _features(prefixes),
+            x, x.stride(0), norms, x.shape[0], prefixes, _features(prefixes),
             num_warps=ROW_WARPS, **FUSION,
         )  # fmt: skip
 
@@ -73,26 +83,27 @@ class TritonPasses:
         norms: Tensor | None,
         along: Tensor | None,
         dots: Tensor,
+        unit: Tensor | None,
     ) -> None:
-        if d.shape[0] == 0:
-            return
         row_kernels.finish_rows[(d.shape[0],)](
-            d, d.stride(0), values, values.stride(0), self._scale, norms, along, dots, d.shape[0],
-            prefixes, _features(prefixes), num_warps=ROW_WARPS, **FUSION,
+            d, d.stride(0), values, values.stride(0), self._scale, unit, norms, along, dots,
+            d.shape[0], prefixes, _features(prefixes), num_warps=ROW_WARPS, **FUSION,
         )  # fmt: skip
 
     def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
-        r, m = block.similarities.shape
+        r, m = block.shape
         full = rows.neg_lse is not None
-        splits, tiles_per_split = _splits(r, m)
+        launch = self._launch("middle" if full else "wide")
+        row_tiles = triton.cdiv(r, launch.rows)
+        splits, tiles_per_split = _splits(row_tiles, triton.cdiv(m, launch.columns))
         table_columns = 0 if columns is None else columns.lse.shape[0]
         row_parts = self._parts(splits, r, full)
-        column_parts = self._parts(_tiles(r, BLOCK_R), table_columns, full)
-        table_kernels.level_tables[(_tiles(r, BLOCK_R), splits)](
-            *self._block(block), self._scale, self._factors_of(channel), self._margin,
+        column_parts = self._parts(row_tiles, table_columns, full)
+        table_kernels.level_tables[(row_tiles, splits)](
+            *self._product(block), self._scale, self._factors_of(channel), self._margin,
             *self._levels_at(block), row_parts, column_parts,
             block.start, r, m, table_columns, tiles_per_split,
-            **self._constants(), FULL=full, COLUMNS=columns is not None,
+            **self._constants(launch), FULL=full, COLUMNS=columns is not None,
         )  # fmt: skip
         self._merge(row_parts, rows, full)
         if columns is not None:
@@ -105,8 +116,9 @@ class TritonPasses:
         row_moments: Tensor | None,
         column_moments: Tensor | None,
     ) -> None:
-        r, m = block.similarities.shape
-        row_tiles, column_tiles = _tiles(r, BLOCK_R), _tiles(m, BLOCK_M)
+        r, m = block.shape
+        launch = self._launch(_width(channels))
+        row_tiles, column_tiles = triton.cdiv(r, launch.rows), triton.cdiv(m, launch.columns)
         levels = self._batch.levels.max_level + 1
         level_parts = row_parts = None
         if channels[0].moments is not None:
@@ -117,11 +129,11 @@ class TritonPasses:
         table_columns = columns[0].tables.lse.shape[0] if columns else 0
         sources, exclusions, row_ceilings, column_ceilings, *judged = self._levels_at(block)
         gradient_kernels.gradient_block[(row_tiles, column_tiles)](
-            *self._block(block), self._scale, self._margin,
+            *self._product(block), self._scale, self._margin, _gradient(block),
             sources, exclusions, row_ceilings, column_ceilings, *judged,
             tuple(self._channel(f, c) for f, c in enumerate(channels)),
             level_parts, row_parts, column_moments, block.start, r, m, table_columns,
-            **self._constants(),
+            **self._constants(launch),
         )  # fmt: skip
         if level_parts is not None:
             for c, part in zip(channels, level_parts, strict=True):
@@ -140,61 +152,71 @@ class TritonPasses:
         value: Tensor,
         slope: Tensor,
     ) -> None:
-        r, m = block.similarities.shape
+        r, m = block.shape
+        launch = self._launch("middle")
         levels = self._batch.levels.max_level + 1
-        splits, tiles_per_split = _splits(r, m)
+        row_tiles = triton.cdiv(r, launch.rows)
+        splits, tiles_per_split = _splits(row_tiles, triton.cdiv(m, launch.columns))
         parts = self.empty(2, splits, r, levels)
         sources, exclusions, row_ceilings, _, *judged = self._levels_at(block)
-        gradient_kernels.softplus_sums[(_tiles(r, BLOCK_R), splits)](
-            *self._block(block), self._scale, self._factors_of(channel), self._margin,
+        gradient_kernels.softplus_sums[(row_tiles, splits)](
+            *self._product(block), self._scale, self._factors_of(channel), self._margin,
+            None if weights is None else _gradient(block),
             sources, exclusions, row_ceilings, *judged,
-            thresholds, levels if thresholds.shape[0] > 1 else 0, weights, parts[0], parts[1],
-            block.start, r, m, tiles_per_split, **self._constants(),
+            thresholds, int(thresholds.shape[0] > 1), weights, parts[0], parts[1],
+            block.start, r, m, tiles_per_split, **self._constants(launch),
         )  # fmt: skip
         torch.sum(parts[0], dim=0, out=value)
         torch.sum(parts[1], dim=0, out=slope)
 
+    def _part_dtypes(self, full: bool) -> list[torch.dtype]:
+        return [
+            torch.int32 if n in _INTEGERS else self._batch.dtype for n in range(_PARTS[full])
+        ]
+
     def _parts(self, count: int, lines: int, full: bool) -> tuple[Tensor, ...]:
         shape = count, lines, self._batch.levels.max_level + 1
-        dtypes = [
-            torch.int32 if n == 3 else torch.int64 if n in _INTEGERS else self._batch.dtype
-            for n in range(_PARTS[full])
-        ]
+        dtypes = self._part_dtypes(full)
         return tuple(torch.empty(shape, dtype=dtype, device=self._device) for dtype in dtypes)
 
     def _merge(self, parts: tuple[Tensor, ...], out: TableSet, full: bool) -> None:
         count, lines, levels = parts[0].shape
-        if lines == 0:
-            return
-        table_kernels.merge_tables[(_tiles(lines * levels, MERGED),)](
+        table_kernels.merge_tables[(triton.cdiv(lines * levels, MERGED),)](
             parts, count, lines, out.lse, out.total, out.count, out.neg_lse, out.highest,
             out.lowest, out.highest_at, out.lowest_at, levels, full, MERGED, **FUSION,
         )  # fmt: skip
+
+    def _launch(self, width: Width) -> Launch:
+        return launch_for(self._precision, 8 * self.operand_dtype.itemsize, width)
 
     @property
     def _margin(self) -> float:
         return self._batch.circle or 0.0
 
-    def _constants(self) -> dict[str, Any]:
+    def _constants(self, launch: Launch) -> dict[str, Any]:
         return {
             "KINDS": self._levels.kinds,
             "LARGEST": self._levels.largest,
             "LEVELS": self._batch.levels.max_level + 1,
             "CIRCLE": self._batch.circle is not None,
-            "BLOCK_R": BLOCK_R,
-            "BLOCK_M": BLOCK_M,
+            "PRECISION": self._precision,
+            **launch.arguments,
             **FUSION,
         }
 
-    def _block(self, block: Block) -> tuple[Any, ...]:
-        s = block.similarities
-        return s, s.stride(0), block.row_factors, block.column_factors
+    def _product(self, block: Block) -> tuple[Any, ...]:
+        """Where the similarities come from, and their factors."""
+        s, q, c = block.similarities, block.queries, block.candidates
+        operands: tuple[Any, ...] = q, q.stride(0), c, c.stride(0), q.shape[1]
+        if s is not None:
+            operands = s, s.stride(0)
+        return operands, block.row_factors, block.column_factors
 
     def _levels_at(self, block: Block) -> tuple[Any, ...]:
         """Sources, exclusions, ceilings of the rows and the columns, what they judge, and curated
         ids.
         """
-        start, stop = block.start, block.start + block.similarities.shape[0]
+        start, stop = block.start, block.start + block.shape[0]
         rows = columns = reference = None
         levels = self._batch.levels
         if isinstance(levels, Ceiled):
@@ -219,23 +241,32 @@ class TritonPasses:
         return self._factors_of(f), _table_arguments(c.tables, c.d_tables), columns, softplus
 
 
+def _width(channels: Sequence[Channel]) -> Width:
+    """By the tables that the gradient is made of."""
+    given = [d for c in channels for d in c.d_tables if d is not None]
+    given += [d for c in channels if c.columns for d in c.columns.d_tables if d is not None]
+    if len(channels) > 1 or len(given) > 3:
+        return "narrow"
+    return "wide" if len(given) == 1 else "middle"
+
+
 def _table_arguments(tables: TableSet, d_tables: Any) -> tuple[Tensor | None, ...]:
     given = tables.lse, d_tables.lse, tables.neg_lse, d_tables.neg_lse, d_tables.total
     return tuple(None if t is None else t.contiguous() for t in given)
 
 
-def _tiles(size: int, block: int) -> int:
-    return -(-size // block)
+def _gradient(block: Block) -> tuple[Any, ...]:
+    assert block.gradient is not None
+    return block.gradient, block.gradient.stride(0), block.unit
 
 
-def _splits(rows: int, columns: int) -> tuple[int, int]:
+def _splits(row_tiles: int, column_tiles: int) -> tuple[int, int]:
     """Into how many parts the columns are split, and the tiles of one: enough programs to fill a
     GPU, whatever the number of rows.
     """
-    row_tiles, column_tiles = _tiles(rows, BLOCK_R), _tiles(columns, BLOCK_M)
-    wanted = min(column_tiles, _tiles(PROGRAMS, row_tiles))
-    tiles_per_split = _tiles(column_tiles, wanted)
-    return _tiles(column_tiles, tiles_per_split), tiles_per_split
+    wanted = min(column_tiles, triton.cdiv(PROGRAMS, row_tiles))
+    tiles_per_split = triton.cdiv(column_tiles, wanted)
+    return triton.cdiv(column_tiles, tiles_per_split), tiles_per_split
 
 
 def _features(prefixes: tuple[int, ...]) -> int:

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from torch import Tensor
 
-from ..backends import Backend, check_backend
-from ..batch import Batch
+from ..backends import Backend, check_backend, check_product
+from ..batch import Batch, Product
 from ..ceilings import resolve_ceilings
 from ..levels import LevelSource, as_source
 from ..validation import (
@@ -56,7 +56,12 @@ class SharedOptions(TypedDict, total=False):
     query_levels, candidate_levels: level sources of the query-query and candidate-candidate pairs
         of `"joint"`. None (default): other queries and candidates are negatives, or, with
         `GrainKeys`, where they share no key.
-    backend: `"auto"` (default), `"cpu"` or `"reference"`. A named backend never falls back.
+    backend: `"auto"` (default), `"triton"`, `"cpu"` or `"reference"`. A named backend never falls
+        back.
+    product: where the similarities come from in `backend="triton"`. `"fused"`: from a product in
+        the kernel; they are never stored. `"vendor"`: from the vendor's library, row block by row
+        block. `"auto"` (default): fused for float16 and bfloat16, and for float32 where PyTorch may
+        use tf32 (`torch.backends.cuda.matmul.allow_tf32`); else, and for `matryoshka_dims`, vendor.
     workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, or 1024 rows
         where these need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
     nan: `"propagate"` (default): a NaN or infinity in the inputs shows in the loss; `"raise"`:
@@ -73,6 +78,7 @@ class SharedOptions(TypedDict, total=False):
     query_levels: LevelSource | None
     candidate_levels: LevelSource | None
     backend: Backend
+    product: Product
     workspace_mb: float | None
     nan: NanPolicy
 
@@ -119,6 +125,7 @@ def prepare(
     query_levels: LevelSource | None = None,
     candidate_levels: LevelSource | None = None,
     backend: Backend = "auto",
+    product: Product = "auto",
     workspace_mb: float | None = None,
     nan: NanPolicy = "propagate",
     **unknown: object,
@@ -167,6 +174,7 @@ def prepare(
     if direction == "candidate_to_query":
         q, c, source = c, q, source.transposed()
     dims, weights = check_dims(matryoshka_dims, matryoshka_weights, q.shape[1])
+    check_product(product, backend, q.dtype, len(dims))
     batch = Batch(
         q,
         c,
@@ -177,6 +185,7 @@ def prepare(
         memory=memory,
         dims=dims,
         workspace_mb=check_workspace(workspace_mb),
+        product=product,
     )
     batch = resolve_ceilings(batch, backend, columns=direction in ("symmetric", "joint"))
     joint = (

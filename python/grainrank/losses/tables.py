@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..autograd import level_tables
 from ..backends import Backend
+from ..batch import Product
 from ..levels import LevelSource
 from ..statistics import LevelStatistics, statistics_of
 from ..validation import check_choice, check_scalar
@@ -30,6 +31,7 @@ def level_statistics(
     normalize: bool = True,
     memory: Tensor | None = None,
     backend: Backend = "auto",
+    product: Product = "auto",
     workspace_mb: float | None = None,
 ) -> Any:
     """The tables from which a graded loss is made, differentiable, without the N x M matrix.
@@ -54,7 +56,8 @@ def level_statistics(
             pair of statistics, from one product.
         normalize: cosine similarity (default); False: dot product.
         memory: further candidates `[Q, D]` without gradient, see `SharedOptions`.
-        backend: `"auto"`, `"cpu"` or `"reference"`.
+        backend: `"auto"`, `"triton"`, `"cpu"` or `"reference"`.
+        product: `"auto"`, `"fused"` or `"vendor"`, see `SharedOptions`.
         workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 1024 rows where these
             need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
 
@@ -87,7 +90,7 @@ def level_statistics(
     problem = prepare(
         queries, candidates, levels, temperature=temperature, logit_scale=logit_scale,
         direction=direction, normalize=normalize, memory=memory, backend=backend,
-        workspace_mb=workspace_mb,
+        product=product, workspace_mb=workspace_mb,
     )  # fmt: skip
     batch = problem.batch
     if level_scales is not None:
