@@ -44,7 +44,7 @@ def gradient_block(
     operands, row_factors, column_factors, scale, margin, gradient,
     sources, exclusions, row_ceilings, column_ceilings, reference, curated,
     channels, level_moments, row_moments, column_moments, first_row, R, M, table_columns,
-    KINDS: tl.constexpr, LARGEST: tl.constexpr, LEVELS: tl.constexpr, CIRCLE: tl.constexpr,
+    KINDS: tl.constexpr, LARGEST: tl.constexpr, LEVELS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Writes G, the gradient of `scale * s`, times the factors of the block.
@@ -83,7 +83,7 @@ def gradient_block(
     scaled = s * factor
     for f in tl.static_range(len(channels)):
         factors, row_tables, column_tables, sums = channels[f]
-        z = logits(s, level, factor, factors, margin, LEVELS, CIRCLE)
+        z = logits(s, level, factor, factors, margin, LEVELS)
         g = _of_tables(z, of_rows, row_tables, block_rows, in_rows, LEVELS, 0)
         if column_tables is not None:
             g += _of_tables(z, of_columns, column_tables, columns, with_tables, LEVELS, 1)
@@ -92,7 +92,7 @@ def gradient_block(
             d = by_level(sums[1], block_rows, in_rows, 0.0, of_rows, LEVELS, 0)
             _, slope = softplus(against - z)
             g -= tl.where(of_rows > 0, slope * d, 0.0)
-        g = g * logit_factor(s, level, factors, margin, LEVELS, CIRCLE)
+        g = g * logit_factor(s, level, factors, margin, LEVELS)
         if level_moments is not None:
             moment = g * scaled
             at = ((f * tl.num_programs(1) + column_tile) * R + block_rows) * LEVELS
@@ -118,7 +118,7 @@ def softplus_sums(
     operands, row_factors, column_factors, scale, factors, margin, gradient,
     sources, exclusions, row_ceilings, reference, curated,
     thresholds, threshold_step, weights, values, slopes, first_row, R, M, tiles_per_split,
-    KINDS: tl.constexpr, LARGEST: tl.constexpr, LEVELS: tl.constexpr, CIRCLE: tl.constexpr,
+    KINDS: tl.constexpr, LARGEST: tl.constexpr, LEVELS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Sums over the pairs of a level of softplus(x) and its derivative, `[splits, R, L + 1]`.
@@ -155,10 +155,8 @@ def softplus_sums(
             level, s, row_ceilings, reference, curated, rows, columns, block_rows, in_rows,
             in_columns, M, False,
         )  # fmt: skip
-        z = logits(s, level, factor, factors, margin, LEVELS, CIRCLE)
-        against = by_level(
-            thresholds, block_rows * threshold_step, in_rows, 0.0, level, LEVELS, 0
-        )
+        z = logits(s, level, factor, factors, margin, LEVELS)
+        against = by_level(thresholds, block_rows * threshold_step, in_rows, 0.0, level, LEVELS, 0)
         sign = tl.where(level > 0, -1.0, 1.0).to(z.dtype)
         value, slope = softplus(sign * (z - against))
         for k in tl.range(0 if weights is not None else 1, LEVELS, num_stages=1):
@@ -170,7 +168,7 @@ def softplus_sums(
             slope_sums += tl.where(of_level_k, sums[:, None], 0.0)
         if weights is not None:
             g = tl.where(level < 0, 0.0, sign * slope * of_level(weights, level, LEVELS))
-            g = g * logit_factor(s, level, factors, margin, LEVELS, CIRCLE)
+            g = g * logit_factor(s, level, factors, margin, LEVELS)
             store_gradient(
                 gradient, g, row_factors, column_factors, block_rows, columns, in_rows, in_columns
             )

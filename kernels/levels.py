@@ -10,7 +10,8 @@ indices of the tile's pairs in the batch, int64; `block_rows` those in the row b
 | `"prefix"`, `"count"` | query keys [N, K], candidate keys [K, M] |
 | `"dense"` | levels int8 [N, M] |
 | `"sparse"` | row ends [N + 1], ascending columns, levels int8 (the CSR form) |
-| `"bands"`, `"bands_by_column"` | similarities float32 [R, M], thresholds [N, L] or [M, L], and their stride, 0 for one row |
+| `"bands"` | similarities float32 [R, M], thresholds [N, L], and their stride, 0 for one row |
+| `"bands_by_column"` | the same with thresholds [M, L] |
 """
 
 import triton
@@ -18,7 +19,9 @@ import triton.language as tl
 
 
 @triton.jit
-def _keys(source, K: tl.constexpr, PREFIX: tl.constexpr, zero, rows, columns, in_rows, in_columns, M):
+def _keys(
+    source, K: tl.constexpr, PREFIX: tl.constexpr, zero, rows, columns, in_rows, in_columns, M
+):
     level = zero
     # Not unrolled: the keys of one grain at a time keep within the registers.
     for k in tl.range(0, K, num_stages=1, loop_unroll_factor=1):
@@ -110,8 +113,8 @@ def tile_levels(
             one = _sparse(source, zero, rows, columns, in_rows, first_column)
         else:
             one = _bands(
-                source, LARGEST[n], kind == "bands_by_column", zero, rows, columns, block_rows, inside,
-                in_rows, in_columns, M,
+                source, LARGEST[n], kind == "bands_by_column", zero, rows, columns, block_rows,
+                inside, in_rows, in_columns, M,
             )  # fmt: skip
         level = tl.maximum(level, one)
         ignored = ignored | (one < 0)

@@ -48,7 +48,8 @@ def finish_rows(
         factor = factor / tl.load(unit)
     if norms is not None:
         norm = tl.load(norms + row)
-        part = tl.where(norm < NORM_EPS, 0.0, factor * product / norm / norm)
+        inverse = 1.0 / tl.maximum(norm, NORM_EPS)
+        part = tl.where(norm < NORM_EPS, 0.0, factor * (product * inverse) * inverse)
     for p in tl.static_range(len(PREFIXES)):
         if along is not None:
             part = tl.load(along + p * R + row)

@@ -112,7 +112,7 @@ def level_tables(
     operands, row_factors, column_factors, scale, factors, margin,
     sources, exclusions, row_ceilings, column_ceilings, reference, curated,
     row_parts, column_parts, first_row, R, M, table_columns, tiles_per_split,
-    KINDS: tl.constexpr, LARGEST: tl.constexpr, LEVELS: tl.constexpr, CIRCLE: tl.constexpr,
+    KINDS: tl.constexpr, LARGEST: tl.constexpr, LEVELS: tl.constexpr,
     FULL: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -141,7 +141,7 @@ def level_tables(
             s, sources, KINDS, LARGEST, exclusions, rows, columns, block_rows, in_rows, in_columns,
             first_column, M,
         )  # fmt: skip
-        z = logits(s, level, factor, factors, margin, LEVELS, CIRCLE)
+        z = logits(s, level, factor, factors, margin, LEVELS)
         of_rows = under_ceiling(
             level, s, row_ceilings, reference, curated, rows, columns, block_rows, in_rows,
             in_columns, M, False,

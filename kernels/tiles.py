@@ -46,9 +46,7 @@ def similarities(
         at = block + block_rows[:, None] * row_stride + columns[None, :]
         s = tl.load(at, mask=in_rows[:, None] & in_columns[None, :], other=0.0)
     else:
-        s = _product(
-            operands, block_rows, columns, in_rows, in_columns, dtype, PRECISION, BLOCK_D
-        )
+        s = _product(operands, block_rows, columns, in_rows, in_columns, dtype, PRECISION, BLOCK_D)
     if row_factors is not None:
         row = tl.load(row_factors + block_rows, mask=in_rows, other=0.0)
         column = tl.load(column_factors + columns, mask=in_columns, other=0.0)
@@ -100,10 +98,11 @@ def of_level(table, level, LEVELS: tl.constexpr):
 
 
 @triton.jit
-def logit_factor(s, level, factors, margin, LEVELS: tl.constexpr, CIRCLE: tl.constexpr):
+def logit_factor(s, level, factors, margin, LEVELS: tl.constexpr):
     """What takes the gradient of a logit to that of `scale * s`."""
-    if CIRCLE:
-        return tl.maximum(tl.where(level > 0, 1.0 + margin - s, s + margin), 0.0)
+    if margin is not None:
+        m = tl.load(margin)
+        return tl.maximum(tl.where(level > 0, 1.0 + m - s, s + m), 0.0)
     elif factors is not None:
         return of_level(factors, level, LEVELS)
     else:
@@ -111,12 +110,14 @@ def logit_factor(s, level, factors, margin, LEVELS: tl.constexpr, CIRCLE: tl.con
 
 
 @triton.jit
-def logits(s, level, scale, factors, margin, LEVELS: tl.constexpr, CIRCLE: tl.constexpr):
-    if CIRCLE:
-        factor = logit_factor(s, level, factors, margin, LEVELS, CIRCLE)
-        return scale * (factor * (s - tl.where(level > 0, 1.0 - margin, margin)))
+def logits(s, level, scale, factors, margin, LEVELS: tl.constexpr):
+    """`margin`: of the circle loss, whose logits are not linear in s; or None."""
+    if margin is not None:
+        m = tl.load(margin)
+        factor = logit_factor(s, level, factors, margin, LEVELS)
+        return scale * (factor * (s - tl.where(level > 0, 1.0 - m, m)))
     elif factors is not None:
-        return scale * logit_factor(s, level, factors, margin, LEVELS, CIRCLE) * s
+        return scale * logit_factor(s, level, factors, margin, LEVELS) * s
     else:
         return s * scale
 
@@ -153,5 +154,6 @@ def softplus(x):
     u = tl.exp(-tl.abs(x))  # never overflows
     one_more = 1.0 + u
     # log1p(u): what 1 + u rounds away is put back.
-    rest = tl.where(one_more == 1.0, u, tl.log(one_more) * (u / (one_more - 1.0)))
+    kept = tl.where(one_more == 1.0, 1.0, one_more - 1.0)
+    rest = tl.where(one_more == 1.0, u, tl.log(one_more) * (u / kept))
     return tl.maximum(x, 0.0) + rest, tl.where(x > 0, 1.0, u) / one_more

@@ -14,9 +14,6 @@ import pytest
 # make the suite many times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Triton's kernels run in its interpreter, on CPU tensors. Read where a kernel is defined.
-os.environ.setdefault("TRITON_INTERPRET", "1")
-
 import torch
 from torch import Tensor
 
@@ -37,6 +34,10 @@ def _available() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Triton's kernels run in its interpreter, on CPU tensors, unless their compiled code is what is
+    # tested. Read where a kernel is defined.
+    compiled = config.option.markexpr in ("compiled", "gpu")
+    os.environ.setdefault("TRITON_INTERPRET", "0" if compiled else "1")
     if not _available() and not config.getoption("without_native"):
         raise pytest.UsageError(
             "the native library grainrank._native did not load, so the whole cpu backend would be "

@@ -42,13 +42,13 @@ PAIRS = list(dict.fromkeys(PAIRS))
 NARROW = {name: dtype for name, dtype in DTYPES.items() if name != "fp64"}
 
 
-def step(name: str, way: str, inputs: Inputs, backend: str) -> Results:
+def step(name: str, way: str, inputs: Inputs, backend: str, **more: Any) -> Results:
     loss, options = LOSSES[name]
     if way == "dot":  # similarities of the size of a cosine
         inputs = inputs._replace(queries=inputs.queries / 8, candidates=inputs.candidates / 8)
     q, c = (x.clone().requires_grad_() for x in inputs[:2])
     levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
-    value = loss(q, c, levels, backend=backend, **options, **WAYS[way])
+    value = loss(q, c, levels, backend=backend, **options, **WAYS[way], **more)
     d_queries, d_candidates = torch.autograd.grad(value, [q, c], 1.5 * torch.ones_like(value))
     return {"loss": value.detach(), "d_queries": d_queries, "d_candidates": d_candidates}
 

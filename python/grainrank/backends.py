@@ -37,8 +37,8 @@ def check_backend(backend: str, device: torch.device) -> None:
         raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
     if backend == "cuda":
         raise ValueError(
-            f'backend="cuda" is not part of this release; '
-            f'use backend="triton" on GPU tensors, or "auto"'
+            'backend="cuda" is not part of this release; '
+            'use backend="triton" on GPU tensors, or "auto"'
         )
     if backend == "triton":
         error = _triton_error(device.type)

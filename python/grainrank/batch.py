@@ -10,7 +10,6 @@ from torch import Tensor
 from .levels import LevelSource
 from .validation import accumulation_dtype
 
-
 Product = Literal["auto", "fused", "vendor"]
 
 

@@ -164,9 +164,7 @@ class GradientSums:
                 product_(d_candidates, g[:, :m].t(), values, add=so_far)
             first = last
         if d_queries is not None:
-            dots = queries.finish_(
-                d_queries, batch.prefixes, row_moments, self.passes, self._unit
-            )
+            dots = queries.finish_(d_queries, batch.prefixes, row_moments, self.passes, self._unit)
             if needs.scale:
                 self._d_scale += dots.sum(dtype=torch.float64)
 

@@ -72,8 +72,8 @@ class Operand:
         norms = passes.empty(len(prefixes), values.shape[0])
         if passes.factored or len(prefixes) > 1:
             passes.norms(values, prefixes, norms, None)
-            own = norms[0] if len(prefixes) == 1 else None
-            return Operand(values, own, norms.clamp(min=NORM_EPS).reciprocal_())
+            of_one = norms[0] if len(prefixes) == 1 else None
+            return Operand(values, of_one, norms.clamp(min=NORM_EPS).reciprocal_())
         own = values.data_ptr() != x.data_ptr() and values.is_contiguous()
         unit = values if own else passes.empty(*values.shape)
         passes.norms(values, prefixes, norms, unit)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import triton  # type: ignore[import-untyped]
+import triton
 
 from .batch import Batch
 

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
+import triton
 from torch import Tensor
 
 from .batch import Batch
-from .kernels import gradients as gradient_kernels  # type: ignore[attr-defined]
-from .kernels import rows as row_kernels  # type: ignore[attr-defined]
-from .kernels import tables as table_kernels  # type: ignore[attr-defined]
+from .kernels.gradients import gradient_block, softplus_sums
+from .kernels.rows import finish_rows, row_norms
+from .kernels.tables import level_tables, merge_tables
 from .levels import Ceiled
 from .reference_block import ReferenceBlock
 from .row_blocks import Block, Channel
@@ -49,6 +49,7 @@ class TritonPasses:
         tables_rows = self._launch("middle").rows
         self.column_table_bytes = entry * (batch.levels.max_level + 1) / tables_rows
         self._scale = batch.scale.reshape(1).contiguous()
+        self._margin = None if batch.circle is None else self._scale.new_full((1,), batch.circle)
         self._device = batch.queries.device
         self._levels = TritonLevels(batch.levels)
         self._factors = None if batch.factors is None else batch.factors.contiguous()
@@ -70,7 +71,7 @@ class TritonPasses:
     def norms(
         self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
     ) -> None:
-        row_kernels.row_norms[(x.shape[0],)](
+        row_norms[(x.shape[0],)](
             x, x.stride(0), norms, x.shape[0], prefixes, _features(prefixes),
             num_warps=ROW_WARPS, **FUSION,
         )  # fmt: skip
@@ -85,7 +86,7 @@ class TritonPasses:
         dots: Tensor,
         unit: Tensor | None,
     ) -> None:
-        row_kernels.finish_rows[(d.shape[0],)](
+        finish_rows[(d.shape[0],)](
             d, d.stride(0), values, values.stride(0), self._scale, unit, norms, along, dots,
             d.shape[0], prefixes, _features(prefixes), num_warps=ROW_WARPS, **FUSION,
         )  # fmt: skip
@@ -99,7 +100,7 @@ class TritonPasses:
         table_columns = 0 if columns is None else columns.lse.shape[0]
         row_parts = self._parts(splits, r, full)
         column_parts = self._parts(row_tiles, table_columns, full)
-        table_kernels.level_tables[(row_tiles, splits)](
+        level_tables[(row_tiles, splits)](
             *self._product(block), self._scale, self._factors_of(channel), self._margin,
             *self._levels_at(block), row_parts, column_parts,
             block.start, r, m, table_columns, tiles_per_split,
@@ -128,7 +129,7 @@ class TritonPasses:
         columns = [c.columns for c in channels if c.columns is not None]
         table_columns = columns[0].tables.lse.shape[0] if columns else 0
         sources, exclusions, row_ceilings, column_ceilings, *judged = self._levels_at(block)
-        gradient_kernels.gradient_block[(row_tiles, column_tiles)](
+        gradient_block[(row_tiles, column_tiles)](
             *self._product(block), self._scale, self._margin, _gradient(block),
             sources, exclusions, row_ceilings, column_ceilings, *judged,
             tuple(self._channel(f, c) for f, c in enumerate(channels)),
@@ -159,7 +160,7 @@ class TritonPasses:
         splits, tiles_per_split = _splits(row_tiles, triton.cdiv(m, launch.columns))
         parts = self.empty(2, splits, r, levels)
         sources, exclusions, row_ceilings, _, *judged = self._levels_at(block)
-        gradient_kernels.softplus_sums[(row_tiles, splits)](
+        softplus_sums[(row_tiles, splits)](
             *self._product(block), self._scale, self._factors_of(channel), self._margin,
             None if weights is None else _gradient(block),
             sources, exclusions, row_ceilings, *judged,
@@ -170,9 +171,7 @@ class TritonPasses:
         torch.sum(parts[1], dim=0, out=slope)
 
     def _part_dtypes(self, full: bool) -> list[torch.dtype]:
-        return [
-            torch.int32 if n in _INTEGERS else self._batch.dtype for n in range(_PARTS[full])
-        ]
+        return [torch.int32 if n in _INTEGERS else self._batch.dtype for n in range(_PARTS[full])]
 
     def _parts(self, count: int, lines: int, full: bool) -> tuple[Tensor, ...]:
         shape = count, lines, self._batch.levels.max_level + 1
@@ -181,7 +180,7 @@ class TritonPasses:
 
     def _merge(self, parts: tuple[Tensor, ...], out: TableSet, full: bool) -> None:
         count, lines, levels = parts[0].shape
-        table_kernels.merge_tables[(triton.cdiv(lines * levels, MERGED),)](
+        merge_tables[(triton.cdiv(lines * levels, MERGED),)](
             parts, count, lines, out.lse, out.total, out.count, out.neg_lse, out.highest,
             out.lowest, out.highest_at, out.lowest_at, levels, full, MERGED, **FUSION,
         )  # fmt: skip
@@ -189,16 +188,11 @@ class TritonPasses:
     def _launch(self, width: Width) -> Launch:
         return launch_for(self._precision, 8 * self.operand_dtype.itemsize, width)
 
-    @property
-    def _margin(self) -> float:
-        return self._batch.circle or 0.0
-
     def _constants(self, launch: Launch) -> dict[str, Any]:
         return {
             "KINDS": self._levels.kinds,
             "LARGEST": self._levels.largest,
             "LEVELS": self._batch.levels.max_level + 1,
-            "CIRCLE": self._batch.circle is not None,
             "PRECISION": self._precision,
             **launch.arguments,
             **FUSION,
