@@ -29,7 +29,9 @@ from .triton_levels import TritonLevels, same_dtype
 ROW_WARPS = 4  # of the kernels over rows of embeddings
 MERGED = 256  # entries that a program of `merge_tables` merges
 PROGRAMS = 256  # that a launch over the rows should have at least: then columns are not split
-FUSION = {"enable_fp_fusion": True}  # said, as the default differs between versions of Triton
+# A fused first step of a sum over threads, `a * b + shuffled(a * b)`, rounds differently in each of
+# them: what is stored would depend on which thread is the last.
+EXACT = {"enable_fp_fusion": False}
 _PARTS = 4, 8  # fields of the parts of light and full tables
 _INTEGERS = (3, 6, 7)
 
@@ -73,7 +75,7 @@ class TritonPasses:
     ) -> None:
         row_norms[(x.shape[0],)](
             x, x.stride(0), norms, x.shape[0], prefixes, _features(prefixes),
-            num_warps=ROW_WARPS, **FUSION,
+            num_warps=ROW_WARPS, **EXACT,
         )  # fmt: skip
 
     def finish_(
@@ -88,7 +90,7 @@ class TritonPasses:
     ) -> None:
         finish_rows[(d.shape[0],)](
             d, d.stride(0), values, values.stride(0), self._scale, unit, norms, along, dots,
-            d.shape[0], prefixes, _features(prefixes), num_warps=ROW_WARPS, **FUSION,
+            d.shape[0], prefixes, _features(prefixes), num_warps=ROW_WARPS, **EXACT,
         )  # fmt: skip
 
     def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
@@ -182,7 +184,7 @@ class TritonPasses:
         count, lines, levels = parts[0].shape
         merge_tables[(triton.cdiv(lines * levels, MERGED),)](
             parts, count, lines, out.lse, out.total, out.count, out.neg_lse, out.highest,
-            out.lowest, out.highest_at, out.lowest_at, levels, full, MERGED, **FUSION,
+            out.lowest, out.highest_at, out.lowest_at, levels, full, MERGED, **EXACT,
         )  # fmt: skip
 
     def _launch(self, width: Width) -> Launch:
@@ -195,7 +197,7 @@ class TritonPasses:
             "LEVELS": self._batch.levels.max_level + 1,
             "PRECISION": self._precision,
             **launch.arguments,
-            **FUSION,
+            **EXACT,
         }
 
     def _product(self, block: Block) -> tuple[Any, ...]:

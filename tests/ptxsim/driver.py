@@ -1,0 +1,226 @@
+"""A Triton driver without a GPU: `kernel[grid](...)` on CPU tensors runs the PTX that Triton made.
+
+    with use(80):
+        kernel[(4,)](x, y, x.numel(), BLOCK=64)
+
+Unlike TRITON_INTERPRET=1 this runs what the compiler made: layouts, mma and wgmma, cp.async
+pipelines, barriers. It is written against the inside of Triton 3.9.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from .errors import SimulatorError
+from .kernel import Buffer, Kernel, Launch, Options
+
+__all__ = ["use"]
+
+# The most shared memory that a block may have, by compute capability.
+_SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448}
+_FORMATS = {
+    "i1": "b", "i8": "b", "u1": "B", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I",
+    "i64": "q", "u64": "Q", "fp16": "e", "fp32": "f", "f32": "f", "fp64": "d",
+}  # fmt: skip
+
+
+def _scalar(kind: str, value: Any) -> bytes:
+    if kind == "bf16":
+        return struct.pack("<f", value)[2:]
+    if kind not in _FORMATS:
+        raise SimulatorError(f"kernel arguments of type {kind} are not simulated")
+    if _FORMATS[kind] in "efd":
+        return struct.pack(f"<{_FORMATS[kind]}", value)
+    size = struct.calcsize(_FORMATS[kind])
+    return (int(value) % (1 << 8 * size)).to_bytes(size, "little")
+
+
+def _buffer(name: str, tensor: Tensor) -> Buffer:
+    """The bytes that the tensor's elements span, whatever its storage has beside them."""
+    if tensor.device.type != "cpu":
+        raise SimulatorError(f"{name} must be a CPU tensor, got one on {tensor.device}")
+    span = 0
+    if tensor.numel() > 0:
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        span = (sum((size - 1) * stride for size, stride in steps) + 1) * tensor.element_size()
+    return Buffer(tensor.data_ptr(), span, name)
+
+
+class _Launcher:
+    """Packs the arguments of a launch as Triton's own launcher does."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self._signature: Mapping[str, Any] = source.signature
+        self._metadata = metadata
+
+    def __call__(
+        self,
+        grid_x: int,
+        grid_y: int,
+        grid_z: int,
+        stream: int,
+        function: Kernel,
+        kernel_metadata: Any,
+        launch_metadata: Any,
+        enter_hook: Any,
+        exit_hook: Any,
+        *arguments: Any,
+    ) -> None:
+        if self._metadata.num_ctas != 1:
+            raise SimulatorError("clusters (num_ctas > 1) are not simulated")
+        values: list[bytes] = []
+        buffers: list[Buffer] = []
+        for (name, kind), argument in zip(self._signature.items(), arguments, strict=True):
+            _flatten(name, kind, argument, values, buffers)
+        blocks = grid_x * grid_y * grid_z
+        if blocks == 0:
+            return
+        scratch = torch.zeros(blocks * self._metadata.global_scratch_size, dtype=torch.uint8)
+        if scratch.numel() > 0:
+            buffers.append(_buffer("global scratch", scratch))
+            values.append(struct.pack("<Q", scratch.data_ptr()))
+        launch = Launch(
+            (grid_x, grid_y, grid_z),
+            (self._metadata.num_warps * self._metadata.warp_size, 1, 1),
+            self._metadata.shared,
+        )
+        active = driver.active
+        options = active.options if isinstance(active, _SimulatorDriver) else Options()
+        function.launch(launch, values, buffers, options)
+
+
+def _flatten(
+    name: str, kind: Any, argument: Any, values: list[bytes], buffers: list[Buffer]
+) -> None:
+    if isinstance(kind, tuple):
+        for i, (inner, part) in enumerate(zip(kind, argument, strict=True)):
+            _flatten(f"{name}[{i}]", inner, part, values, buffers)
+    elif kind == "constexpr":
+        return
+    elif not kind.startswith("*"):
+        values.append(_scalar(kind, argument))
+    elif argument is None:
+        values.append(bytes(8))
+    else:
+        tensor = argument if isinstance(argument, Tensor) else argument.base
+        buffers.append(_buffer(name, tensor))
+        values.append(struct.pack("<Q", tensor.data_ptr()))
+
+
+class _Utilities:
+    """What Triton asks of a device."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+        self.ptx = ""
+        self._loaded: dict[str, Kernel] = {}
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {
+            "max_shared_mem": _SHARED_BYTES[self._capability],
+            "multiprocessor_count": 108,
+            "max_num_regs": 65536,
+            "warpSize": 32,
+        }
+
+    def load_binary(
+        self, name: str, binary: bytes, shared_bytes: int, device: int
+    ) -> tuple[None, Kernel, int, int, int]:
+        """Loads the PTX that the hook kept; without a module Triton has nothing to unload."""
+        if self.ptx not in self._loaded:
+            self._loaded[self.ptx] = Kernel(self.ptx, name)
+        return None, self._loaded[self.ptx], 0, 0, 1024
+
+    def unload_module(self, module: None) -> None:
+        pass
+
+
+class _SimulatorDriver:
+    launcher_cls: ClassVar[type[_Launcher]] = _Launcher
+
+    def __init__(self, capability: int, options: Options) -> None:
+        self.capability = capability
+        self.options = options
+        self.utils = _Utilities(capability)
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        """Triton keeps compiled kernels by device: a number for each capability parts them."""
+        return self.capability
+
+    def set_current_device(self, device: int) -> None:
+        pass
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
+        return divmod(self.capability, 10)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def get_benchmarker(self) -> Callable[..., Sequence[float]]:
+        """Each configuration of an autotuner runs once, and all count as equally fast."""
+
+        def benchmark(
+            call: Callable[[], Any], quantiles: Sequence[float] = (0.5,), **_: Any
+        ) -> Sequence[float]:
+            call()
+            return [1.0] * len(quantiles)
+
+        return benchmark
+
+    def get_empty_cache_for_benchmark(self) -> Tensor:
+        return torch.zeros(1)
+
+    def clear_cache(self, cache: Tensor) -> None:
+        pass
+
+    def map_python_to_cpp_type(self, kind: str) -> str:
+        return kind
+
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+
+@contextmanager
+def use(cc: int, seed: int = 0, races: bool = True, initialised: bool = True) -> Iterator[None]:
+    """Inside, Triton compiles for compute capability `cc` (80, 86, 89 or 90) and runs here.
+
+    seed, races, initialised: as in `ptxsim.Options`.
+    """
+    if cc not in _SHARED_BYTES:
+        raise SimulatorError(f"cc must be one of {sorted(_SHARED_BYTES)}, got {cc}")
+    simulator = _SimulatorDriver(cc, Options(seed, races, initialised))
+    driver_before, hook_before = driver._active, knobs.runtime.kernel_load_start_hook
+
+    def keep_ptx(
+        module: Any, function: Any, name: str, metadata_group: Mapping[str, str], key: str
+    ) -> None:
+        path = next(p for file, p in metadata_group.items() if file.endswith(".ptx"))
+        simulator.utils.ptx = Path(path).read_text()
+
+    driver.set_active(simulator)
+    knobs.runtime.kernel_load_start_hook = keep_ptx
+    try:
+        yield
+    finally:
+        knobs.runtime.kernel_load_start_hook = hook_before
+        driver._active = driver_before
