@@ -210,7 +210,9 @@ def merge_tables(
         positive = there & (at % LEVELS > 0)
         of_level = dip + tl.log(tl.where(positive, negative, 1.0))
         tl.store(neg_lse + at, tl.where(positive, of_level, EMPTY), mask=mask)
-        tl.store(highest + at, peak, mask=mask)
-        tl.store(lowest + at, -dip, mask=mask)
+        # Maxima pass over a NaN; the total does not.
+        whole = sum_ == sum_
+        tl.store(highest + at, tl.where(whole, peak, sum_), mask=mask)
+        tl.store(lowest + at, tl.where(whole, -dip, sum_), mask=mask)
         tl.store(highest_at + at, peak_at, mask=mask)
         tl.store(lowest_at + at, dip_at, mask=mask)

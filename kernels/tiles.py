@@ -68,7 +68,8 @@ def store_gradient(
         g = g * (row[:, None] * column[None, :])
     if unit is not None:
         # A row of length 0 has a factor of 1e12: its gradient is as large as float16 can be.
-        g = tl.clamp(g * tl.load(unit), -65504.0, 65504.0)
+        every: tl.constexpr = tl.PropagateNan.ALL
+        g = tl.clamp(g * tl.load(unit), -65504.0, 65504.0, propagate_nan=every)
     at = block + block_rows[:, None] * row_stride + columns[None, :]
     mask = in_rows[:, None] & in_columns[None, :]
     tl.store(at, g.to(block.dtype.element_ty), mask=mask)

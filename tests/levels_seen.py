@@ -8,14 +8,20 @@ from torch import Tensor
 from grainrank import LevelSource, level_statistics
 
 
-def seen(levels: LevelSource | None, backend: str, n: int, m: int) -> Tensor:
+def seen(
+    levels: LevelSource | None,
+    backend: str,
+    n: int,
+    m: int,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
     """The matrix of levels that the backend sees: one candidate at a time is made to count."""
-    queries = torch.ones(n, m)
+    queries = torch.ones(n, m, dtype=dtype)
     out = torch.full((n, m), -1, dtype=torch.int64)
     # Logits 1..m in each row; with powers of 2 as logits, `total` would name its columns, but m
     # columns need m bits: 16 at a time, exactly in float32.
     for start in range(0, m, 16):
-        candidates = torch.zeros(m, m)
+        candidates = torch.zeros(m, m, dtype=dtype)
         for bit, j in enumerate(range(start, min(start + 16, m))):
             candidates[j, 0] = 2.0**bit
         stats = level_statistics(

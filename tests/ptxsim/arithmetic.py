@@ -5,7 +5,7 @@ from __future__ import annotations
 from .context import Context, Handler, handles, is_float
 from .errors import SimulatorError
 from .ptx import Instruction
-from .types import CPP_TYPES, HALVES, SIZES, is_signed
+from .types import CPP_TYPES, HALVES, SIZES
 
 _UNARY_FLOAT = {
     "ex2": "std::exp2({})",

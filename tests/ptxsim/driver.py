@@ -9,6 +9,7 @@ pipelines, barriers. It is written against the inside of Triton 3.9.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ __all__ = ["use"]
 
 # The most shared memory that a block may have, by compute capability.
 _SHARED_BYTES = {80: 166912, 86: 101376, 89: 101376, 90: 232448}
+_devices = itertools.count(1000)
 _FORMATS = {
     "i1": "b", "i8": "b", "u1": "B", "u8": "B", "i16": "h", "u16": "H", "i32": "i", "u32": "I",
     "i64": "q", "u64": "Q", "fp16": "e", "fp32": "f", "f32": "f", "fp64": "d",
@@ -120,8 +122,9 @@ def _flatten(
 class _Utilities:
     """What Triton asks of a device."""
 
-    def __init__(self, capability: int) -> None:
+    def __init__(self, capability: int, edit: Callable[[str], str] | None) -> None:
         self._capability = capability
+        self._edit = edit
         self.ptx = ""
         self._loaded: dict[str, Kernel] = {}
 
@@ -138,7 +141,8 @@ class _Utilities:
     ) -> tuple[None, Kernel, int, int, int]:
         """Loads the PTX that the hook kept; without a module Triton has nothing to unload."""
         if self.ptx not in self._loaded:
-            self._loaded[self.ptx] = Kernel(self.ptx, name)
+            ptx = self.ptx if self._edit is None else self._edit(self.ptx)
+            self._loaded[self.ptx] = Kernel(ptx, name)
         return None, self._loaded[self.ptx], 0, 0, 1024
 
     def unload_module(self, module: None) -> None:
@@ -148,17 +152,20 @@ class _Utilities:
 class _SimulatorDriver:
     launcher_cls: ClassVar[type[_Launcher]] = _Launcher
 
-    def __init__(self, capability: int, options: Options) -> None:
+    def __init__(
+        self, capability: int, options: Options, edit: Callable[[str], str] | None
+    ) -> None:
         self.capability = capability
         self.options = options
-        self.utils = _Utilities(capability)
+        self.utils = _Utilities(capability, edit)
+        # Triton keeps loaded kernels by device: one for each capability, and for each edit.
+        self._device = capability if edit is None else next(_devices)
 
     def get_current_target(self) -> GPUTarget:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        """Triton keeps compiled kernels by device: a number for each capability parts them."""
-        return self.capability
+        return self._device
 
     def set_current_device(self, device: int) -> None:
         pass
@@ -201,14 +208,21 @@ class _SimulatorDriver:
 
 
 @contextmanager
-def use(cc: int, seed: int = 0, races: bool = True, initialised: bool = True) -> Iterator[None]:
+def use(
+    cc: int,
+    seed: int = 0,
+    races: bool = True,
+    initialised: bool = True,
+    edit: Callable[[str], str] | None = None,
+) -> Iterator[None]:
     """Inside, Triton compiles for compute capability `cc` (80, 86, 89 or 90) and runs here.
 
-    seed, races, initialised: as in `ptxsim.Options`.
+    seed, races, initialised: as in `ptxsim.Options`. edit: what is done to the PTX of each kernel
+    first, to plant a fault.
     """
     if cc not in _SHARED_BYTES:
         raise SimulatorError(f"cc must be one of {sorted(_SHARED_BYTES)}, got {cc}")
-    simulator = _SimulatorDriver(cc, Options(seed, races, initialised))
+    simulator = _SimulatorDriver(cc, Options(seed, races, initialised), edit)
     driver_before, hook_before = driver._active, knobs.runtime.kernel_load_start_hook
 
     def keep_ptx(

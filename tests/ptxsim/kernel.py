@@ -104,7 +104,7 @@ class Kernel:
         block: Sequence[int],
         *arguments: Buffer | npt.NDArray[np.generic] | int | float,
         shared_bytes: int = 0,
-        options: Options = Options(),  # noqa: B008
+        options: Options = Options(),
     ) -> None:
         """Launches; raises SimulatorError. An array must be contiguous; it may be written unless
         NumPy forbids it."""

@@ -9,8 +9,8 @@ from .types import CPP_TYPES, SIZES
 
 _SPACES = ("param", "shared", "global", "local", "const")
 _CACHING = (
-    "v2 v4 v8 volatile relaxed acquire release acq_rel weak cta gpu sys cluster nc ca cg cs cv lu wb "
-    "wt L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate "
+    "v2 v4 v8 volatile relaxed acquire release acq_rel weak cta gpu sys cluster nc ca cg cs cv lu "
+    "wb wt L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate "
     "L2::cache_hint L2::64B L2::128B L2::256B L2::evict_first L2::evict_last L2::evict_normal "
     "param param::entry param::func shared shared::cta global local const"
 )

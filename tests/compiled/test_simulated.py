@@ -1,0 +1,128 @@
+"""The compiled code of every kernel, in the rule of accuracy, with all checks of the simulator on.
+
+Shapes lie on both sides of the edge of a tile; the threads run in several orders.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from levels_seen import seen
+from ptxsim.driver import use
+from test_accuracy_losses import LOSSES, WAYS
+from test_level_sources import sources
+from three_ways import judge
+from torch import Tensor
+
+from grainrank import GrainKeys
+from grainrank.testing import Inputs, Shape, make_inputs
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CAPABILITIES = [80, 90]
+SEEDS = [0, 1, 2, 3]  # orders of the threads and of the copies
+ROWS, COLUMNS, FEATURES = 64, 128, 64  # of the widest tile
+EDGES = [
+    Shape(ROWS - 1, COLUMNS - 1, FEATURES - 1, 3),
+    Shape(ROWS, COLUMNS, FEATURES, 3),
+    Shape(ROWS + 1, COLUMNS + 1, FEATURES + 1, 3),
+]
+SMALL = Shape(33, 65, 24, 3)
+# Losses that between them use every kernel in every form.
+FORMS = [
+    ("info_nce", "symmetric"),  # column tables
+    ("pairwise", "symmetric"),  # tables of every kind
+    ("circle", "rows"),
+    ("multi_similarity", "rows"),  # factors of the levels
+    ("multi_level-temperatures", "rows"),  # several channels
+    ("unique_softmax", "rows"),  # softplus sums of positives
+    ("siglip", "rows"),  # softplus sums of all, and their gradient
+]
+PREFIXES = [("multi_level-temperatures", "prefixes"), ("sup_con", "prefixes")]
+
+
+def step(name: str, way: str, inputs: Inputs, backend: str, **more: Any) -> dict[str, Tensor]:
+    loss, options = LOSSES[name]
+    q, c = (x.clone().requires_grad_() for x in inputs[:2])
+    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
+    value = loss(q, c, levels, backend=backend, **options, **WAYS[way], **more)
+    d_queries, d_candidates = torch.autograd.grad(value, [q, c], 1.5 * torch.ones_like(value))
+    return {"loss": value.detach(), "d_queries": d_queries, "d_candidates": d_candidates}
+
+
+@functools.lru_cache(maxsize=8)
+def evidence(name: str, way: str, shape: Shape, dtype: torch.dtype) -> Any:
+    inputs = [make_inputs(shape, dtype, seed=seed) for seed in SEEDS]
+    reference = [step(name, way, x, "reference") for x in inputs]
+    exact = [step(name, way, x.to(torch.float64), "reference") for x in inputs]
+    return inputs, reference, [{k: (v, None) for k, v in e.items()} for e in exact]
+
+
+def check(
+    name: str, way: str, shape: Shape, dtype: torch.dtype, capability: int, product: str
+) -> None:
+    inputs, reference, truth = evidence(name, way, shape, dtype)
+    actual = []
+    for seed, x in zip(SEEDS, inputs, strict=True):
+        with use(capability, seed=seed):
+            actual.append(step(name, way, x, "triton", product=product))
+    for result in actual[0]:
+        judge(result, actual, reference, truth)
+
+
+@pytest.mark.parametrize("shape", EDGES, ids=lambda s: f"N{s.N}-M{s.M}-D{s.D}")
+@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_edges(shape: Shape, dtype: str, capability: int) -> None:
+    check("multi_level", "rows", shape, DTYPES[dtype], capability, "fused")
+
+
+@pytest.mark.parametrize(("name", "way"), FORMS)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_fused(name: str, way: str, capability: int) -> None:
+    check(name, way, SMALL, torch.bfloat16, capability, "fused")
+
+
+@pytest.mark.parametrize(("name", "way"), FORMS[:2] + FORMS[-2:])
+@pytest.mark.parametrize("dtype", ["fp16", "fp32"])
+def test_fused_in_other_dtypes(name: str, way: str, dtype: str) -> None:
+    check(name, way, SMALL, DTYPES[dtype], 80, "fused")
+
+
+@pytest.mark.parametrize(("name", "way"), FORMS + PREFIXES)
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_vendor(name: str, way: str, capability: int) -> None:
+    check(name, way, SMALL, torch.float32, capability, "vendor")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize(("name", "way"), [FORMS[0], PREFIXES[0]])
+def test_vendor_in_half_precision(name: str, way: str, dtype: str) -> None:
+    check(name, way, SMALL, DTYPES[dtype], 80, "vendor")
+
+
+def test_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only where PyTorch was allowed to; its eps is 2^-10, that of float16."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    inputs = make_inputs(SMALL, torch.float32, seed=5)
+    expected = step("multi_level", "rows", inputs, "reference")
+    for capability in CAPABILITIES:
+        with use(capability, seed=capability):
+            actual = step("multi_level", "rows", inputs, "triton")
+        for name, value in actual.items():
+            error = (value - expected[name]).abs().max()
+            bound = 2 * torch.finfo(torch.float16).eps * expected[name].abs().max()
+            assert 1e-6 * expected[name].abs().max() < error < bound, name
+
+
+@pytest.mark.parametrize("name", list(sources(2, 2)))
+def test_level_source(name: str) -> None:
+    n, m = ROWS + 1, COLUMNS // 2 + 1
+    source = sources(n, m)[name]
+    expected = source.block(0, n, m).long()
+    with use(80, seed=1):
+        assert torch.equal(seen(source, "triton", n, m), expected)
+    with use(90, seed=2):
+        assert torch.equal(seen(source, "triton", n, m, torch.float16), expected)
