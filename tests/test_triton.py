@@ -5,6 +5,8 @@ What the compiler makes of it is tested in tests/compiled/.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,12 +16,14 @@ from test_accuracy_losses import LOSSES, SHAPE, evidence, step
 from test_level_sources import references, sources
 from three_ways import LossOptions, judge, table_step
 from three_ways import table_upstream as upstreams
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import grainrank
-from grainrank import backends, info_nce_loss, level_statistics
+from grainrank import backends, info_nce_loss, level_statistics, ops
 from grainrank.testing import Shape, make_inputs
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
+triton_launch = pytest.importorskip("grainrank.triton_launch")
 # NumPy warns of what the kernels mask: logits of pairs that do not count.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{what} encountered:RuntimeWarning")
@@ -125,6 +129,55 @@ def test_a_step_repeats_bit_by_bit() -> None:
     first, second = (step("sup_con", "symmetric", inputs, "triton") for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+class Waits(TorchDispatchMode):
+    """Collects the operators that a host has to wait for a GPU in."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1] or ()
+        )
+        if name in self.NAMES or by_mask:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is waited for while nothing is launched: in the loss, and in the operators."""
+    monkeypatch.setattr(triton_launch, "run", lambda *args, **constants: None)
+    mode, plain = Waits(), ops._plain
+
+    @contextlib.contextmanager
+    def watched(queries: torch.Tensor) -> Iterator[None]:
+        with plain(queries), mode:
+            yield
+
+    monkeypatch.setattr(ops, "_plain", watched)
+    with mode:
+        yield mode.found
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+def test_a_step_waits_for_nothing(name: str, way: str, waits: list[str]) -> None:
+    """As the capture of a CUDA graph asks for."""
+    step(name, way, make_inputs(SHAPE, torch.float32), "triton")
+    assert waits == []
+
+
+def test_dense_levels_are_looked_at(waits: list[str]) -> None:
+    levels = grainrank.DenseLevels(torch.zeros(3, 4, dtype=torch.int8), 2)
+    q, c = torch.ones(3, 5), torch.ones(4, 5)
+    level_statistics(q, c, levels, temperature=0.1, backend="triton")
+    assert len(waits) > 0
 
 
 def test_levels_out_of_range_are_an_error() -> None:

@@ -2,6 +2,7 @@
 
 from . import heads
 from ._version import __version__
+from .compilation import warmup
 from .heads import multi_level_nce
 from .levels import (
     DenseLevels,
@@ -105,4 +106,5 @@ __all__ = [
     "softmax_ranking_loss",
     "sup_con_loss",
     "unique_softmax_loss",
+    "warmup",
 ]

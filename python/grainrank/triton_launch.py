@@ -6,12 +6,13 @@ them (registers without spills, shared memory), not from timings: see docs/gpu.m
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 
 from .batch import Batch
+from .compilation import only_compiling
 
 
 class Launch(NamedTuple):
@@ -86,3 +87,17 @@ def precision_of(batch: Batch) -> str:
     if batch.product == "auto" and (len(batch.prefixes) > 1 or not (half or tf32)):
         return ""
     return "tf32" if tf32 else "ieee"
+
+
+# Said, as the default differs between versions of Triton. A fused first step of a sum over threads,
+# `a * b + shuffled(a * b)`, rounds differently in each of them: what is stored would depend on
+# which thread is the last.
+_OPTIONS = {"enable_fp_fusion": False}
+
+
+def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Launches a kernel on the current stream."""
+    if only_compiling():
+        kernel.warmup(*arguments, grid=grid, **constants, **_OPTIONS)
+    else:
+        kernel[grid](*arguments, **constants, **_OPTIONS)

@@ -65,7 +65,9 @@ class TritonLevels:
             return source.match, (queries.contiguous(), candidates.t().contiguous())
         if isinstance(source, DenseLevels):
             (levels,) = source.tensors
-            check_level_range(levels, source.max_level)
+            # Waits for the GPU, which a graph that is being captured cannot.
+            if not (levels.is_cuda and torch.cuda.is_current_stream_capturing()):
+                check_level_range(levels, source.max_level)
             return "dense", (levels.to(torch.int8).contiguous(),)
         if isinstance(source, SparseLevels):
             ends, indices, levels, *_ = source.tensors

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from . import triton_launch
 from .batch import Batch
 from .kernels.gradients import gradient_block, softplus_sums
 from .kernels.rows import finish_rows, row_norms
@@ -29,9 +30,6 @@ from .triton_levels import TritonLevels, same_dtype
 ROW_WARPS = 4  # of the kernels over rows of embeddings
 MERGED = 256  # entries that a program of `merge_tables` merges
 PROGRAMS = 256  # that a launch over the rows should have at least: then columns are not split
-# A fused first step of a sum over threads, `a * b + shuffled(a * b)`, rounds differently in each of
-# them: what is stored would depend on which thread is the last.
-EXACT = {"enable_fp_fusion": False}
 _PARTS = 4, 8  # fields of the parts of light and full tables
 _INTEGERS = (3, 6, 7)
 
@@ -73,9 +71,10 @@ class TritonPasses:
     def norms(
         self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
     ) -> None:
-        row_norms[(x.shape[0],)](
+        triton_launch.run(
+            row_norms, (x.shape[0],),
             x, x.stride(0), norms, x.shape[0], prefixes, _features(prefixes),
-            num_warps=ROW_WARPS, **EXACT,
+            num_warps=ROW_WARPS,
         )  # fmt: skip
 
     def finish_(
@@ -88,9 +87,10 @@ class TritonPasses:
         dots: Tensor,
         unit: Tensor | None,
     ) -> None:
-        finish_rows[(d.shape[0],)](
+        triton_launch.run(
+            finish_rows, (d.shape[0],),
             d, d.stride(0), values, values.stride(0), self._scale, unit, norms, along, dots,
-            d.shape[0], prefixes, _features(prefixes), num_warps=ROW_WARPS, **EXACT,
+            d.shape[0], prefixes, _features(prefixes), num_warps=ROW_WARPS,
         )  # fmt: skip
 
     def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
@@ -102,7 +102,8 @@ class TritonPasses:
         table_columns = 0 if columns is None else columns.lse.shape[0]
         row_parts = self._parts(splits, r, full)
         column_parts = self._parts(row_tiles, table_columns, full)
-        level_tables[(row_tiles, splits)](
+        triton_launch.run(
+            level_tables, (row_tiles, splits),
             *self._product(block), self._scale, self._factors_of(channel), self._margin,
             *self._levels_at(block), row_parts, column_parts,
             block.start, r, m, table_columns, tiles_per_split,
@@ -131,7 +132,8 @@ class TritonPasses:
         columns = [c.columns for c in channels if c.columns is not None]
         table_columns = columns[0].tables.lse.shape[0] if columns else 0
         sources, exclusions, row_ceilings, column_ceilings, *judged = self._levels_at(block)
-        gradient_block[(row_tiles, column_tiles)](
+        triton_launch.run(
+            gradient_block, (row_tiles, column_tiles),
             *self._product(block), self._scale, self._margin, _gradient(block),
             sources, exclusions, row_ceilings, column_ceilings, *judged,
             tuple(self._channel(f, c) for f, c in enumerate(channels)),
@@ -162,7 +164,8 @@ class TritonPasses:
         splits, tiles_per_split = _splits(row_tiles, triton.cdiv(m, launch.columns))
         parts = self.empty(2, splits, r, levels)
         sources, exclusions, row_ceilings, _, *judged = self._levels_at(block)
-        softplus_sums[(row_tiles, splits)](
+        triton_launch.run(
+            softplus_sums, (row_tiles, splits),
             *self._product(block), self._scale, self._factors_of(channel), self._margin,
             None if weights is None else _gradient(block),
             sources, exclusions, row_ceilings, *judged,
@@ -182,9 +185,10 @@ class TritonPasses:
 
     def _merge(self, parts: tuple[Tensor, ...], out: TableSet, full: bool) -> None:
         count, lines, levels = parts[0].shape
-        merge_tables[(triton.cdiv(lines * levels, MERGED),)](
+        triton_launch.run(
+            merge_tables, (triton.cdiv(lines * levels, MERGED),),
             parts, count, lines, out.lse, out.total, out.count, out.neg_lse, out.highest,
-            out.lowest, out.highest_at, out.lowest_at, levels, full, MERGED, **EXACT,
+            out.lowest, out.highest_at, out.lowest_at, levels, full, MERGED,
         )  # fmt: skip
 
     def _launch(self, width: Width) -> Launch:
@@ -197,7 +201,6 @@ class TritonPasses:
             "LEVELS": self._batch.levels.max_level + 1,
             "PRECISION": self._precision,
             **launch.arguments,
-            **EXACT,
         }
 
     def _product(self, block: Block) -> tuple[Any, ...]:

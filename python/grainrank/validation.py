@@ -5,6 +5,7 @@ Each error names the argument, what was expected, what came and the mend.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -185,6 +186,13 @@ def check_numbers(name: str, values: object, *, positive: bool = False) -> Tenso
         sign = "positive" if positive else "not negative"
         raise ValueError(f"{name} must be finite and {sign}, got {list(values)}")
     return torch.tensor(values, dtype=torch.float64)
+
+
+@functools.lru_cache(maxsize=256)
+def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers on a device, not to be written to: copied there once, not in every step."""
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def check_number(name: str, value: object, low: float = 0.0) -> float:

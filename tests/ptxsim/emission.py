@@ -23,6 +23,7 @@ from .ptx import (
 from .types import CPP_TYPES, REGISTER_TYPES
 
 _DYNAMIC_ALIGNMENT = 128
+_WORD = re.compile(r"[\w$%]+")
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,27 @@ def _declared(function: Function) -> list[Variable]:
     return [v for s in function.statements if isinstance(s, Declaration) for v in s.variables]
 
 
-def _shared_offsets(module: Module) -> tuple[dict[str, int], int]:
-    """Where the shared arrays lie, and where the launch's own share begins."""
+def _shared_offsets(module: Module, function: Function) -> tuple[dict[str, int], int]:
+    """Where the shared arrays that a function uses lie, and where the launch's own share begins.
+
+    What device functions use comes first, at the same place for all kernels.
+    """
     arrays = [*module.variables, *(v for f in module.functions for v in _declared(f))]
+    arrays = [v for v in arrays if v.space == "shared"]
+    called = {n for f in module.functions if not f.is_kernel for n in _WORD.findall(f.text)}
+    if any(v.count == 0 and v.name in called for v in arrays):
+        used = {v.name for v in arrays}
+    else:
+        used = called.union(_WORD.findall(function.text))
+        arrays.sort(key=lambda v: v.name not in called)
+    arrays = [v for v in arrays if v.name in used]
     offsets: dict[str, int] = {}
     end = 0
-    for array in (v for v in arrays if v.space == "shared" and v.count != 0):
+    for array in (v for v in arrays if v.count != 0):
         end = _round_up(end, array.align)
         offsets[array.name] = end
         end += array.bytes
-    dynamic = [v for v in arrays if v.space == "shared" and v.count == 0]
+    dynamic = [v for v in arrays if v.count == 0]
     if dynamic:
         end = _round_up(end, max(_DYNAMIC_ALIGNMENT, *(v.align for v in dynamic)))
         offsets.update((v.name, end) for v in dynamic)
@@ -215,7 +227,6 @@ def _entry(kernel: Function, layout: KernelLayout, variables: list[Variable]) ->
 def translate_module(ptx: str) -> Translation:
     """Translates a PTX module to C++ that includes runtime.h."""
     module = parse(ptx)
-    shared, static_shared_bytes = _shared_offsets(module)
     variables = [v for v in module.variables if v.space in ("global", "const")]
     in_memory = {v.name for v in variables}
     lines = ['#include "runtime.h"', "using namespace ptxsim;"]
@@ -223,6 +234,7 @@ def translate_module(ptx: str) -> Translation:
     lines += [f"{_signature(f)};" for f in module.functions if not f.is_kernel]
     layouts = []
     for function in module.functions:
+        shared, static_shared_bytes = _shared_offsets(module, function)
         lines += _define(function, shared, in_memory)
         if function.is_kernel:
             layout = KernelLayout(

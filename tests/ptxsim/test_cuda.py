@@ -109,7 +109,12 @@ def loaded(source: Path) -> ctypes.CDLL:
         pointer, pointer, ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_bool
     )  # fmt: skip
     library.run_reverse.argtypes = (pointer, ctypes.c_int, ctypes.c_int)
-    library.ptxsim_register_buffer.argtypes = (pointer, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
+    library.ptxsim_register_buffer.argtypes = (
+        pointer,
+        ctypes.c_uint64,
+        ctypes.c_int,
+        ctypes.c_char_p,
+    )
     library.ptxsim_options.argtypes = (ctypes.c_uint64, ctypes.c_int, ctypes.c_int)
     library.ptxsim_last_message.restype = ctypes.c_char_p
     library.cudaGetErrorString.restype = ctypes.c_char_p
@@ -219,9 +224,7 @@ def test_write_to_a_read_only_buffer(library: ctypes.CDLL) -> None:
     ],
     ids=str,
 )
-def test_bad_grid_or_block(
-    library: ctypes.CDLL, launch: dict[str, int], expected: str
-) -> None:
+def test_bad_grid_or_block(library: ctypes.CDLL, launch: dict[str, int], expected: str) -> None:
     code, _, y = _scale(library, **launch)
     assert code == _INVALID_CONFIGURATION
     assert expected in _message(library)
@@ -231,20 +234,49 @@ def test_bad_grid_or_block(
     assert library.cudaPeekAtLastError() == _OK
 
 
+def test_much_shared_memory_without_opt_in(library: ctypes.CDLL) -> None:
+    # The kernel that no test opts in: what was allowed once stays allowed.
+    code, _ = _sum(library, (48 << 10) + 1, synchronise=False)
+    assert code == _INVALID_VALUE
+    assert "cudaFuncAttributeMaxDynamicSharedMemorySize" in _message(library)
+
+
 @pytest.mark.parametrize(
     ("shared_bytes", "opt_in", "expected"),
     [
         (48 << 10, 0, _OK),
-        ((48 << 10) + 1, 0, _INVALID_VALUE),
         (100 << 10, 100 << 10, _OK),
         ((100 << 10) + 1, 100 << 10, _INVALID_VALUE),
         (163 << 10, 163 << 10, _OK),
         (512, (163 << 10) + 1, _INVALID_VALUE),
     ],
 )
-def test_shared_memory_is_limited(
-    source: Path, shared_bytes: int, opt_in: int, expected: int
+def test_shared_memory_with_opt_in(
+    library: ctypes.CDLL, shared_bytes: int, opt_in: int, expected: int
 ) -> None:
-    # A library of its own: what was opted in to lasts.
-    flags = [f"-DSHARED_BYTES={shared_bytes}", f"-DOPT_IN={opt_in}"]
-    assert (source, flags, expected)
+    code, total = _sum(library, shared_bytes, opt_in)
+    assert code == expected, _message(library)
+    assert total == (300 * 299 / 2 if expected == _OK else 0)
+
+
+def test_missing_syncthreads(library: ctypes.CDLL) -> None:
+    code, _ = _sum(library, synchronise=False)
+    assert code == _LAUNCH_FAILURE
+    assert "race" in _message(library)
+    assert "kernels.cu" in _message(library)
+
+
+def test_library_is_kept(source: Path, loaded: ctypes.CDLL) -> None:
+    include = source.parent / "include"
+    assert str(build_library(source, [include])) == loaded._name
+    (include / "sizes.h").write_text(_HEADER + "// changed\n")
+    try:
+        assert str(build_library(source, [include])) != loaded._name
+    finally:
+        (include / "sizes.h").write_text(_HEADER)
+
+
+def test_errors_of_the_compiler_are_shown(tmp_path: Path) -> None:
+    (tmp_path / "wrong.cu").write_text("__global__ void f() { nothing(); }")
+    with pytest.raises(SimulatorError, match='identifier "nothing" is undefined'):
+        build_library(tmp_path / "wrong.cu")

@@ -20,6 +20,7 @@ from ..validation import (
     check_numbers,
     check_scale,
     check_workspace,
+    constants,
 )
 from .joint import JOINT_BLOCKS, Joint, JointBlock, make_joint
 
@@ -223,8 +224,7 @@ def _scales_of_levels(
             "leave the others out"
         )
     scale = check_scale(None, 1.0, like)
-    t = check_numbers("level_temperatures", level_temperatures, positive=True)
-    t = _sized("level_temperatures", t, "L", max_level, scale)
+    t = _numbers("level_temperatures", level_temperatures, "L", max_level, scale, positive=True)
     return scale, (1 / t)[:, None].expand(max_level, max_level + 1)
 
 
@@ -238,18 +238,27 @@ def level_numbers(
     positive: bool = False,
 ) -> Tensor:
     """Numbers for levels, `[size]`, dtype and device of the scale; of a tensor differentiable."""
+    return _numbers(name, values, count, size, problem.batch.scale, positive=positive)
+
+
+def _numbers(
+    name: str,
+    values: Sequence[float] | Tensor,
+    count: str,
+    size: int,
+    scale: Tensor,
+    *,
+    positive: bool = False,
+) -> Tensor:
     numbers = check_numbers(name, values, positive=positive)
-    return _sized(name, numbers, count, size, problem.batch.scale)
-
-
-def _sized(name: str, values: Tensor, count: str, size: int, scale: Tensor) -> Tensor:
-    result = values.to(dtype=scale.dtype, device=scale.device)
-    if tuple(result.shape) != (size,):
+    if tuple(numbers.shape) != (size,):
         raise ValueError(
             f"{name} must have {count} = {size} numbers, coarse to fine, "
-            f"got shape {tuple(result.shape)}"
+            f"got shape {tuple(numbers.shape)}"
         )
-    return result
+    if isinstance(values, Tensor):
+        return values.to(dtype=scale.dtype, device=scale.device)
+    return constants(tuple(map(float, values)), scale.dtype, scale.device)
 
 
 def reject_reduction(name: str, options: Any) -> None:

@@ -134,8 +134,8 @@ Kernel* find_kernel(const void* function) {
     }
     Kernel& kernel = found->second;
     if (kernel.run == nullptr) {
-        kernel.run = reinterpret_cast<int (*)(const LaunchSpec*)>(
-            symbol("ptxsim_run_" + kernel.name));
+        kernel.run =
+            reinterpret_cast<int (*)(const LaunchSpec*)>(symbol("ptxsim_run_" + kernel.name));
         kernel.layout = static_cast<const int*>(symbol("ptxsim_layout_" + kernel.name));
         if (kernel.run == nullptr || kernel.layout == nullptr) {
             failed(kInvalidDeviceFunction, "no translated kernel %s", kernel.name.c_str());
@@ -355,8 +355,7 @@ Error cudaFuncSetAttribute(const void* function, int attribute, int value) {
         return failed(kInvalidValue,
                       "%s: %d bytes of dynamic shared memory beside %zu static ones; a block of "
                       "this device has at most %zu",
-                      kernel->name.c_str(), value, kernel->static_shared_bytes(),
-                      kMostSharedBytes);
+                      kernel->name.c_str(), value, kernel->static_shared_bytes(), kMostSharedBytes);
     }
     kernel->max_dynamic_bytes = size_t(value);
     return kSuccess;
@@ -406,21 +405,21 @@ Error cudaSetDevice(int device) {
 }
 Error cudaDeviceGetAttribute(int* value, int attribute, int device) {
     static const std::map<int, int> values = {
-        {1, int(kMaxThreads)},                              // cudaDevAttrMaxThreadsPerBlock
-        {2, int(kMaxThreads)},                              // cudaDevAttrMaxBlockDimX
-        {3, int(kMaxThreads)},                              // cudaDevAttrMaxBlockDimY
-        {4, int(kMaxBlockZ)},                               // cudaDevAttrMaxBlockDimZ
-        {5, int(kMaxGridX)},                                // cudaDevAttrMaxGridDimX
-        {6, int(kMaxGridYZ)},                               // cudaDevAttrMaxGridDimY
-        {7, int(kMaxGridYZ)},                               // cudaDevAttrMaxGridDimZ
-        {8, int(kSharedBytes)},                             // MaxSharedMemoryPerBlock
-        {10, 32},                                           // cudaDevAttrWarpSize
-        {16, kMultiprocessors},                             // cudaDevAttrMultiProcessorCount
-        {39, kResidentThreads},                             // MaxThreadsPerMultiProcessor
-        {75, PTXSIM_CAPABILITY / 10},                       // ComputeCapabilityMajor
-        {76, PTXSIM_CAPABILITY % 10},                       // ComputeCapabilityMinor
-        {81, int(kMostSharedBytes + kReservedSharedBytes)}, // MaxSharedMemoryPerMultiprocessor
-        {97, int(kMostSharedBytes)},                        // MaxSharedMemoryPerBlockOptin
+        {1, int(kMaxThreads)},                               // cudaDevAttrMaxThreadsPerBlock
+        {2, int(kMaxThreads)},                               // cudaDevAttrMaxBlockDimX
+        {3, int(kMaxThreads)},                               // cudaDevAttrMaxBlockDimY
+        {4, int(kMaxBlockZ)},                                // cudaDevAttrMaxBlockDimZ
+        {5, int(kMaxGridX)},                                 // cudaDevAttrMaxGridDimX
+        {6, int(kMaxGridYZ)},                                // cudaDevAttrMaxGridDimY
+        {7, int(kMaxGridYZ)},                                // cudaDevAttrMaxGridDimZ
+        {8, int(kSharedBytes)},                              // MaxSharedMemoryPerBlock
+        {10, 32},                                            // cudaDevAttrWarpSize
+        {16, kMultiprocessors},                              // cudaDevAttrMultiProcessorCount
+        {39, kResidentThreads},                              // MaxThreadsPerMultiProcessor
+        {75, PTXSIM_CAPABILITY / 10},                        // ComputeCapabilityMajor
+        {76, PTXSIM_CAPABILITY % 10},                        // ComputeCapabilityMinor
+        {81, int(kMostSharedBytes + kReservedSharedBytes)},  // MaxSharedMemoryPerMultiprocessor
+        {97, int(kMostSharedBytes)},                         // MaxSharedMemoryPerBlockOptin
     };
     if (const Error error = cudaSetDevice(device)) return error;
     const auto found = values.find(attribute);

@@ -54,16 +54,13 @@ const BufferSpec* find_buffer(uint64_t address, unsigned bytes) {
 }
 
 GlobalByte* global_bytes(uint64_t page) {
-    static thread_local uint64_t last_page;
-    static thread_local const Machine* last_machine;
-    static thread_local GlobalPage* last;
-    static thread_local uint32_t last_block;
-    if (last_machine != machine || last_page != page || last_block != machine->block) {
-        auto& slot = machine->pages[page];
+    Machine& m = *machine;
+    if (m.last_page == nullptr || m.last_page_number != page) {
+        auto& slot = m.pages[page];
         if (slot == nullptr) slot = std::make_unique<GlobalPage>();
-        last_machine = machine, last_page = page, last_block = machine->block, last = slot.get();
+        m.last_page_number = page, m.last_page = slot.get();
     }
-    return last->bytes;
+    return m.last_page->bytes;
 }
 
 void check_global_race(GlobalByte& byte, Access access, const BufferSpec& buffer, uint64_t address,

@@ -92,6 +92,8 @@ struct Machine {
     std::vector<BufferSpec> buffers;
     size_t last_buffer = 0;
     std::unordered_map<uint64_t, std::unique_ptr<GlobalPage>> pages;
+    uint64_t last_page_number = 0;
+    GlobalPage* last_page = nullptr;
 
     Fiber main;
     std::vector<ThreadState> threads;
