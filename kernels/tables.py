@@ -71,7 +71,9 @@ def _parts(
     for k in tl.range(0, LEVELS, num_stages=1, loop_unroll_factor=1):
         here = level == k
         totals = _with_level(totals, k, tl.sum(tl.where(here, z, 0.0), AXIS))
-        counts = _with_level(counts, k, tl.sum(here.to(tl.int32), AXIS))
+        # Summed as floats: a sum of bits goes through memory in some of LLVM's back ends.
+        count = tl.sum(tl.where(here, 1.0, 0.0), AXIS)
+        counts = _with_level(counts, k, count.to(tl.int32))
     if FULL:
         nothing = empty[0], empty[1], empty[6]
         peaks, sums, peaks_at = _peaks(z, level, first, LEVELS, True, AXIS, nothing)

@@ -134,7 +134,15 @@ def test_a_step_repeats_bit_by_bit() -> None:
 class Waits(TorchDispatchMode):
     """Collects the operators that a host has to wait for a GPU in."""
 
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero", "equal")
+    NAMES = (
+        "item",
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "is_nonzero",
+        "equal",
+    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How the Triton kernels are launched: a table by GPU, kind of product and width of the tables.
+"""How the Triton kernels are launched: a table by GPU, dtype, D and what a kernel keeps.
 
 Nothing is tuned while a training step runs. The entries are chosen from what the compiler makes of
 them (registers without spills, shared memory), not from timings: see docs/gpu.md.
@@ -35,43 +35,43 @@ class Launch(NamedTuple):
         }
 
 
-Width = Literal["wide", "middle", "narrow"]
+Width = Literal["wide", "middle", "narrow"]  # the more tables beside the tile, the narrower
 
 VENDOR = Launch(32, 64, 16, 4, 1)
 IEEE = Launch(32, 64, 32, 4, 2)  # float32 without tensor cores
-# Of the product in the kernel, by bits of an element of the tensor cores: the more tables a kernel
-# keeps beside the tile, the narrower this is.
-NVIDIA: dict[int, dict[Width, Launch]] = {
-    16: {
-        "wide": Launch(64, 128, 64, 8, 3),
-        "middle": Launch(64, 64, 64, 8, 3),
-        "narrow": Launch(64, 32, 64, 8, 3),
-    },
-    32: {
-        "wide": Launch(64, 128, 32, 8, 3),
-        "middle": Launch(64, 64, 32, 8, 3),
-        "narrow": Launch(64, 32, 32, 8, 3),
-    },
+# Of products on tensor cores; features of 16 bits.
+NVIDIA: dict[Width, Launch] = {
+    "wide": Launch(64, 128, 64, 8, 3),
+    "middle": Launch(64, 64, 64, 8, 3),
+    "narrow": Launch(64, 32, 64, 8, 3),
 }
-AMD: dict[int, dict[Width, Launch]] = {
-    16: dict.fromkeys(("wide", "middle", "narrow"), Launch(64, 64, 64, 4, 2)),
-    32: dict.fromkeys(("wide", "middle", "narrow"), Launch(64, 64, 32, 4, 2)),
-}
+# Of compute capability 10: with its accumulators in a memory of their own, the compiler keeps to
+# 128 registers.
+BLACKWELL: dict[Width, Launch] = {**NVIDIA, "middle": NVIDIA["narrow"]}
+AMD: dict[Width, Launch] = dict.fromkeys(NVIDIA, Launch(64, 64, 64, 4, 2))
 
 
-def launch_for(precision: str, bits: int, width: Width) -> Launch:
-    """`precision`: of `precision_of`; `bits` of an element."""
+def launch_for(precision: str, dtype: torch.dtype, features: int, width: Width) -> Launch:
+    """`precision`: of `precision_of`; `features`: D."""
     if not precision:
         return VENDOR
-    if precision == "ieee" and bits == 32:
-        return IEEE
-    return (AMD if _backend() == "hip" else NVIDIA)[bits][width]
+    if precision == "ieee" and dtype == torch.float32:
+        launch = IEEE
+    else:
+        launch = _table()[width]
+        if dtype == torch.float32:
+            launch = launch._replace(features=launch.features // 2)
+    least = max(16, int(triton.next_power_of_2(features)))
+    return launch._replace(features=min(launch.features, least))
 
 
-def _backend() -> str:
+def _table() -> dict[Width, Launch]:
     if triton.knobs.runtime.interpret:
-        return "cuda"
-    return str(triton.runtime.driver.active.get_current_target().backend)
+        return NVIDIA
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend == "hip":
+        return AMD
+    return BLACKWELL if 100 <= target.arch < 120 else NVIDIA
 
 
 def precision_of(batch: Batch) -> str:

@@ -96,7 +96,8 @@ class TritonPasses:
     def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
         r, m = block.shape
         full = rows.neg_lse is not None
-        launch = self._launch("middle" if full else "wide")
+        width: Width = "narrow" if full and columns is not None else "middle" if full else "wide"
+        launch = self._launch(width)
         row_tiles = triton.cdiv(r, launch.rows)
         splits, tiles_per_split = _splits(row_tiles, triton.cdiv(m, launch.columns))
         table_columns = 0 if columns is None else columns.lse.shape[0]
@@ -192,7 +193,8 @@ class TritonPasses:
         )  # fmt: skip
 
     def _launch(self, width: Width) -> Launch:
-        return launch_for(self._precision, 8 * self.operand_dtype.itemsize, width)
+        features = self._batch.prefixes[-1]
+        return launch_for(self._precision, self.operand_dtype, features, width)
 
     def _constants(self, launch: Launch) -> dict[str, Any]:
         return {

@@ -51,6 +51,7 @@ class Context:
         self.parameters: dict[str, str] = {}  # C++ expression of the first byte
         self.sites: list[tuple[str, int]] = []
         self.instruction = Instruction(0, "", "", "", ())
+        self._last_with_site = self.instruction
 
     # ---- scopes
     def open_scope(self) -> None:
@@ -167,9 +168,9 @@ class Context:
 
     def site(self) -> str:
         """A pointer to the place of this instruction, unique to it."""
-        place = (self.instruction.location, self.instruction.line)
-        if not self.sites or self.sites[-1] != place:
-            self.sites.append(place)
+        if self.instruction is not self._last_with_site:  # of one line there may be several
+            self.sites.append((self.instruction.location, self.instruction.line))
+            self._last_with_site = self.instruction
         return f"&sites[{len(self.sites) - 1}]"
 
 

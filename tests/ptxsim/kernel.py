@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import struct
 import threading
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from .emission import KernelLayout, ParameterPlace, translate_module
 from .errors import SimulatorError
 
 _MESSAGE_BYTES = 2048
+_translate = functools.lru_cache(maxsize=16)(translate_module)  # of one module, many kernels
 Argument = "Buffer | npt.NDArray[np.generic] | int | float"
 
 
@@ -88,7 +90,7 @@ class Kernel:
     """
 
     def __init__(self, ptx: str, name: str | None = None, portable: bool = False) -> None:
-        translation = translate_module(ptx)
+        translation = _translate(ptx)
         found = [k for k in translation.kernels if name is None or k.name == name]
         if len(found) != 1:
             names = ", ".join(k.name for k in translation.kernels) or "none"
