@@ -98,22 +98,22 @@ def tile_levels(
     level = zero
     ignored = ~inside
     for n in tl.static_range(len(KINDS)):
-        kind: tl.constexpr = KINDS[n]
         source = sources[n]
-        if kind == "diagonal":
+        if KINDS[n] == "diagonal":
             one = (rows[:, None] == columns[None, :]).to(tl.int32)
-        elif kind == "prefix" or kind == "count":
+        elif KINDS[n] == "prefix" or KINDS[n] == "count":
             one = _keys(
-                source, LARGEST[n], kind == "prefix", zero, rows, columns, in_rows, in_columns, M
-            )
-        elif kind == "dense":
+                source, LARGEST[n], KINDS[n] == "prefix", zero, rows, columns, in_rows, in_columns,
+                M,
+            )  # fmt: skip
+        elif KINDS[n] == "dense":
             at = rows[:, None] * M + columns[None, :]
             one = tl.load(source[0] + at, mask=inside, other=0).to(tl.int32)
-        elif kind == "sparse":
+        elif KINDS[n] == "sparse":
             one = _sparse(source, zero, rows, columns, in_rows, first_column)
         else:
             one = _bands(
-                source, LARGEST[n], kind == "bands_by_column", zero, rows, columns, block_rows,
+                source, LARGEST[n], KINDS[n] == "bands_by_column", zero, rows, columns, block_rows,
                 inside, in_rows, in_columns, M,
             )  # fmt: skip
         level = tl.maximum(level, one)

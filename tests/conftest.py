@@ -24,6 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="skip the cpu backend where the native library is missing, instead of failing",
     )
+    parser.addoption("--gpu", metavar="sm_80", help="run tests/gpu on the simulator instead")
 
 
 def _available() -> list[str]:

@@ -81,7 +81,7 @@ def precision_of(batch: Batch) -> str:
     where PyTorch was allowed to use tf32. Several prefixes share one vendor product.
     """
     half = batch.queries.dtype in (torch.float16, torch.bfloat16)
-    tf32 = batch.queries.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    tf32 = batch.queries.dtype == torch.float32 and _tf32()
     if batch.product == "vendor":
         return ""
     if batch.product == "auto" and (len(batch.prefixes) > 1 or not (half or tf32)):
@@ -93,6 +93,15 @@ def precision_of(batch: Batch) -> str:
 # `a * b + shuffled(a * b)`, rounds differently in each of them: what is stored would depend on
 # which thread is the last.
 _OPTIONS = {"enable_fp_fusion": False}
+
+
+def _tf32() -> bool:
+    matmul: Any = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):  # torch before 2.9
+        return bool(matmul.allow_tf32)
+    own = matmul.fp32_precision
+    everywhere: Any = torch.backends
+    return bool((everywhere.fp32_precision if own == "none" else own) == "tf32")
 
 
 def run(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:

@@ -6,6 +6,7 @@ Shapes lie on both sides of the edge of a tile; the threads run in several order
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -103,9 +104,17 @@ def test_vendor_in_half_precision(name: str, way: str, dtype: str) -> None:
     check(name, way, SMALL, DTYPES[dtype], 80, "vendor")
 
 
-def test_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    yield
+    matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("tf32")
+def test_tf32() -> None:
     """Only where PyTorch was allowed to; its eps is 2^-10, that of float16."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     inputs = make_inputs(SMALL, torch.float32, seed=5)
     expected = step("multi_level", "rows", inputs, "reference")
     for capability in CAPABILITIES:

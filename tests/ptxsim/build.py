@@ -94,7 +94,7 @@ def build(source: str, portable: bool = False) -> Path:
         written.write_text(source)
         output = f"{folder}/kernel.so"
         _compile(
-            ["-O1", "-w", "-shared", "-I", str(_RUNTIME), str(written), str(runtime), "-o", output]
+            ["-O0", "-w", "-shared", "-I", str(_RUNTIME), str(written), str(runtime), "-o", output]
         )
         os.replace(output, library)
     return library

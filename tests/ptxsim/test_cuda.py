@@ -259,11 +259,15 @@ def test_shared_memory_with_opt_in(
     assert total == (300 * 299 / 2 if expected == _OK else 0)
 
 
-def test_missing_syncthreads(library: ctypes.CDLL) -> None:
+@pytest.mark.parametrize(
+    ("initialised", "expected"), [(0, "race"), (1, "read of uninitialised shared memory")]
+)
+def test_missing_syncthreads(library: ctypes.CDLL, initialised: int, expected: str) -> None:
+    library.ptxsim_options(0, 1, initialised)
     code, _ = _sum(library, synchronise=False)
     assert code == _LAUNCH_FAILURE
-    assert "race" in _message(library)
-    assert "kernels.cu" in _message(library)
+    assert expected in _message(library)
+    assert "at kernels.cu:19" in _message(library)
 
 
 def test_library_is_kept(source: Path, loaded: ctypes.CDLL) -> None:
