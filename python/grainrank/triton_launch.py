@@ -37,6 +37,9 @@ class Launch(NamedTuple):
 
 Width = Literal["wide", "middle", "narrow"]  # the more tables beside the tile, the narrower
 
+# From here on taking the product again, for the gradient, costs more than writing and reading a row
+# block: by the count of docs/gpu.md, not by a measurement.
+FUSED_FEATURES = 2048
 VENDOR = Launch(32, 64, 16, 4, 1)
 IEEE = Launch(32, 64, 32, 4, 2)  # float32 without tensor cores
 # Of products on tensor cores; features of 16 bits.
@@ -77,15 +80,18 @@ def _table() -> dict[Width, Launch]:
 def precision_of(batch: Batch) -> str:
     """The precision of the product in the kernel; "" where the vendor's library takes it.
 
-    `auto` takes it in the kernel where tensor cores do: in float16 and bfloat16, and in float32
-    where PyTorch was allowed to use tf32. Several prefixes share one vendor product.
+    `auto` takes it in the kernel where tensor cores do, in float16 and bfloat16, and in float32
+    where PyTorch was allowed to use tf32; up to a number of features. Several prefixes share one
+    vendor product.
     """
     half = batch.queries.dtype in (torch.float16, torch.bfloat16)
     tf32 = batch.queries.dtype == torch.float32 and _tf32()
     if batch.product == "vendor":
         return ""
-    if batch.product == "auto" and (len(batch.prefixes) > 1 or not (half or tf32)):
-        return ""
+    if batch.product == "auto":
+        long = batch.prefixes[-1] > FUSED_FEATURES
+        if long or len(batch.prefixes) > 1 or not (half or tf32):
+            return ""
     return "tf32" if tf32 else "ieee"
 
 

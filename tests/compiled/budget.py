@@ -1,6 +1,6 @@
 """What the compiled kernels may cost, in budget.json; as a program this writes it anew.
 
-    cd tests && TRITON_INTERPRET=0 python -m compiled.budget [target ...]
+cd tests && TRITON_INTERPRET=0 python -m compiled.budget [target ...]
 """
 
 from __future__ import annotations

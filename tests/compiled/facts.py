@@ -7,10 +7,12 @@ of a kernel is that of one tile.
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from triton import knobs
 
@@ -61,7 +63,7 @@ _SASS = {
     "global": r"LDG|STG|RED|ATOMG?|LD|ST",
     "spill": r"LDL|STL",
     "special function": r"MUFU|F2\w+|I2F\w*|FRND",
-    "sync": r"U?BAR|U?DEPBAR|LDGDEPBAR|WARP\w+|SYNCS|BSYNC|BSSY|ARRIVES|MEMBAR|FENCE|UTCBAR|ERRBAR",
+    "sync": r"U?BAR|U?DEPBAR|LDGDEPBAR|WARP\w+|SYNCS|BSYNC|BSSY|ARRIVES|MEMBAR|FENCE|UTCBAR|ERRBAR|ELECT",
     "shuffle": r"SHFL|C?REDUX",
     "control": r"BRA|BRX|JMP|EXIT|CALL|RET|BREAK|YIELD|BMOV",
     "fp32": r"F(?!LO|ENCE)\w+|H(FMA|ADD|MUL|SET|MNMX)\w*",
@@ -69,17 +71,13 @@ _SASS = {
 
 
 def _nvidia(kernel: Compiled) -> Facts:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        usage = _run(knobs.nvidia.cuobjdump.path, "-res-usage", file.name)
-        sass = _run(knobs.nvidia.nvdisasm.path, "-c", file.name)
+    usage = _printed(knobs.nvidia.cuobjdump.path, "-res-usage", kernel.asm["cubin"])
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
-    opcodes = Counter(re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)[^;]*;", sass))
+    opcodes = _sass_opcodes(kernel.asm["cubin"], kernel.target)
     opcodes.pop("NOP", None)
-    ptx = kernel.asm["ptx"]
     kinds = {"mma": r"\bmma\.sync", "wgmma": r"\bwgmma\.mma_async", "tcgen05": r"\btcgen05\.mma"}
+    ptx = kernel.asm["ptx"]
     return Facts(
         registers=int(found[1]),
         stack=int(found[2]),
@@ -93,22 +91,61 @@ def _nvidia(kernel: Compiled) -> Facts:
     )
 
 
-def _run(*command: str) -> str:
-    """What it prints; warnings stand in stderr."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+_opcode_names: dict[tuple[str, int], str] = {}
+
+
+def _sass_opcodes(cubin: bytes, target: str) -> Counter[str]:
+    """How often each opcode stands in the code.
+
+    nvdisasm takes seconds for a kernel, more than all else here: so it names an opcode once, by one
+    instruction that has it.
+    """
+    code = _code(cubin)
+    instructions = [code[at : at + 16] for at in range(0, len(code), 16)]
+    numbers = [int.from_bytes(word[:2], "little") & 0xFFF for word in instructions]
+    example = dict(zip(numbers, instructions, strict=True))
+    new = [number for number in example if (target, number) not in _opcode_names]
+    if new:
+        command = knobs.nvidia.nvdisasm.path, "-ndf", "-b", target.replace("sm_", "SM")
+        text = _printed(*command, b"".join(example[number] for number in new))
+        names = re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)[^;]*;", text)
+        _opcode_names.update(zip(((target, n) for n in new), names, strict=True))
+    return Counter(_opcode_names[target, number] for number in numbers)
+
+
+def _code(cubin: bytes) -> bytes:
+    """The sections .text.* of the ELF file."""
+    (headers,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, headers + n * size) for n in range(count)]
+    start = sections[names][4]
+    return b"".join(
+        cubin[at : at + length]
+        for name, _, _, _, at, length in sections
+        if cubin.startswith(b".text.", start + name)
+    )
+
+
+def _printed(*command: Any) -> str:
+    """What a program prints about a file of the bytes at the end of the command."""
+    *program, content = command
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        done = subprocess.run([*program, file.name], check=True, capture_output=True, text=True)
+    return done.stdout + done.stderr
 
 
 _GCN = {
-    "tensor core": r"v_s?w?mfma\w*|v_wmma\w*",
-    "async copy": r"\w+_lds_\w+",
+    "tensor core": r"v_s?mfmac?_\w+|v_wmma_\w+",
     "shared": r"ds_(read|write|load|store|add|max)\w*",
     "global": r"(global|buffer|flat)_\w+",
     "spill": r"scratch_\w+",
     "special function": r"v_(exp|log|rcp|rsq|sqrt|cvt)_\w+",
     "sync": r"s_(barrier|wait\w*)",
-    "shuffle": r"ds_\w*permute\w*|ds_swizzle\w*|\w+_dpp",
+    "shuffle": r"ds_b?permute\w*|ds_swizzle\w*|v_permlane\w+|\w+_dpp",
     "control": r"s_(cbranch\w*|branch|endpgm|setpc\w*|swappc\w*)",
-    "fp32": r"v_(pk_)?(add|sub|mul|fma|mac|max3?|min3?|cmpx?_\w+|div_\w+)_f\d+\w*",
+    "fp32": r"v_(pk_)?(add|sub|mul|fma|mac|max3?|min3?|cmpx?_\w+|div_\w+|ldexp)_f\d+\w*",
 }
 
 

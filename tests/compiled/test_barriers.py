@@ -19,13 +19,14 @@ SEEDS = [0, 1, 2, 3]
 # Features of several tiles. Rows of whole 16 bytes come by cp.async, two tiles in flight; others
 # come through registers.
 COPIED, LOADED = 144, 72
-# Found, of all. The rest, read in the PTX, is no race, as what stays does the same work:
-# - of two waits in a row (the tiles of queries and of candidates, at the end of the loop over the
-#   features) either may go, and the one at the top of the loop, 4 waits in 2 kernels with the next:
-#   never are more than the two groups that it allows pending when it is reached;
-# - the barrier at the top of that loop follows the one at its end, with no access in between;
-# - of level_tables, the barrier behind the loop: the next access is a store by the reduction, which
-#   has a barrier of its own before it.
+# Found, of all. The others are no race, as what stays orders the same accesses:
+# - after the loop over the features has asked for its next tiles it waits twice (`wait_group 2` for
+#   the queries, and again for the candidates): either may go, not both;
+# - at its top it waits once more, when never more than those two groups are pending, and the
+#   barrier there follows the one at its end (or before it) with no access in between;
+# - in level_tables the next access after that loop is a store of the reduction, behind a barrier of
+#   its own; in gradient_block it is the first store of the gradient, and the barrier is found.
+# 3 waits and 1 barrier in each kernel, 1 barrier more in level_tables.
 SHARES = {
     ("level_tables", COPIED): (22, 27),
     ("gradient_block", COPIED): (7, 11),

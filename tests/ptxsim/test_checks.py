@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from .barriers import deletions, search
 from .build import compiler
 from .errors import SimulatorError
 from .kernel import Kernel, Options
@@ -320,3 +321,35 @@ def test_checks_that_are_switched_off() -> None:
     _run("missing_barrier", options=Options(races=False))
     _run("missing_barrier_global", options=Options(races=False))
     _run("uninitialised", options=Options(initialised=False))
+
+
+def test_deletions() -> None:
+    lines = [
+        "bar.sync 0;", "@%p1 bar.sync 1, 64;", "barrier.sync.aligned 0;", "bar.warp.sync -1;",
+        "cp.async.wait_group 2;", "cp.async.wait_all;", "wgmma.wait_group.sync.aligned 0;",
+        "fence.proxy.async.shared::cta;",
+    ]  # fmt: skip
+    others = [
+        "// bar.sync 0;", "wgmma.fence.sync.aligned;", "cp.async.commit_group;",
+        "bar.red.popc.u32 %r1, 0, %p1;", "shfl.sync.bfly.b32 %r1, %r1, 1, 31, -1;",
+    ]  # fmt: skip
+    ptx = "\n".join([*others, *lines])
+    found = deletions(ptx)
+    assert [(d.line, d.text) for d in found] == list(enumerate(lines, len(others) + 1))
+    for deletion in found:
+        kept = [text if i != deletion.line else "" for i, text in enumerate(ptx.split("\n"), 1)]
+        assert deletion.ptx.split("\n") == kept
+
+
+def test_search() -> None:
+    cases = deletions("bar.sync 0; bar.sync 1; bar.sync 2; bar.sync 3;")
+
+    def run(ptx: str, seed: int) -> bool:
+        if "sync 1" not in ptx:
+            raise SimulatorError("a race")
+        return seed < 2 or "sync 2" in ptx
+
+    evidence = [outcome.evidence for outcome in search(cases, run, [0, 1, 2, 3])]
+    assert evidence == ["", "seed 0: a race", "seed 2: wrong result", ""]
+    evidence = [outcome.evidence for outcome in search(cases, run, [1])]
+    assert evidence == ["", "seed 1: a race", "", ""]

@@ -61,9 +61,9 @@ class SharedOptions(TypedDict, total=False):
         back.
     product: where the similarities come from in `backend="triton"`. `"fused"`: from a product in
         the kernel; they are never stored. `"vendor"`: from the vendor's library, row block by row
-        block. `"auto"` (default): fused for float16 and bfloat16, and for float32 where PyTorch may
-        use tf32 (`torch.set_float32_matmul_precision("high")`); else, and for `matryoshka_dims`,
-        vendor.
+        block. `"auto"` (default): fused for up to 2048 features in float16 and bfloat16, and in
+        float32 where PyTorch may use tf32 (`torch.set_float32_matmul_precision("high")`); else, and
+        for `matryoshka_dims`, vendor.
     workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, or 1024 rows
         where these need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
     nan: `"propagate"` (default): a NaN or infinity in the inputs shows in the loss; `"raise"`:
