@@ -12,6 +12,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m compiled
 
 native-test:
 	cmake -S . -B build/native -DGRAINRANK_NATIVE_TESTS=ON $(CMAKE_ARGS)
@@ -25,7 +26,7 @@ bench: $(VENV)/installed
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/native/*
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/native/* tests/ptxsim/runtime/*
 	$(BIN)/mypy
 
 # torch first and on its own: its pinned wheel decides what the rest resolves against.

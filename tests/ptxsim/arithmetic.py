@@ -230,7 +230,7 @@ def _test(context: Context, instruction: Instruction) -> str:
         "infinite": "std::isinf({0})",
         "number": "!std::isnan({0})",
         "notanumber": "std::isnan({0})",
-        "normal": "std::isnormal({0})",
+        "normal": "std::isnormal({0}) || {0} == 0",
         "subnormal": "std::fpclassify({0}) == FP_SUBNORMAL",
     }
     test = tests[instruction.one_of(*tests)].format(context.value(1))
@@ -260,9 +260,10 @@ def _comparison(context: Context, instruction: Instruction, compare: str) -> str
 def _set_predicate(context: Context, instruction: Instruction) -> str:
     text = f"{{ bool c = {_comparison(context, instruction, instruction.modifiers[0])}; "
     combination = next((m for m in instruction.modifiers[1:] if m in _BITWISE), None)
+    if combination is not None:  # before the destinations change, which it may be one of
+        text += f"const bool other = {context.predicate(instruction.operands[3])}; "
     for destination, value in zip(instruction.operands[0].split("|"), ("c", "!c"), strict=False):
         if combination is not None:
-            other = context.predicate(instruction.operands[3])
-            value = f"{value} {_BITWISE[combination]} {other}"
+            value = f"{value} {_BITWISE[combination]} other"
         text += context.assign(destination.strip(), value, "u32") + " "
     return text + "}"

@@ -102,23 +102,22 @@ def check_rows(
             inputs[i, j] = _unsigned(array)
     ptx = rows_kernel(rows, declarations)
     Kernel(ptx, portable=portable)((1,), (threads,), inputs, outputs, options=options)
-    for row, words in zip(rows, outputs, strict=True):
-        _check(row, words)
+    wrong = [_difference(row, words) for row, words in zip(rows, outputs, strict=True)]
+    assert not any(wrong), "\n".join(filter(None, wrong))
 
 
-def _check(row: Row, words: npt.NDArray[np.uint64]) -> None:
+def _difference(row: Row, words: npt.NDArray[np.uint64]) -> str:
     expected = row.expected
     actual = words.astype(f"u{expected.itemsize}").view(expected.dtype)
+    same = words == _unsigned(expected)
     if row.rtol:
-        np.testing.assert_allclose(actual, expected, row.rtol, err_msg=row.text)
-        return
-    is_nan = np.isnan(expected)
-    np.testing.assert_array_equal(np.isnan(actual), is_nan, err_msg=row.text)
-    same = (words == _unsigned(expected)) | is_nan
-    if not same.all():
-        first = int(np.argmin(same))
-        given = ", ".join(str(array[first]) for array in row.inputs)
-        raise AssertionError(
-            f"{row.text} of {given}: expected {expected[first]}, got {actual[first]}, "
-            f"in {np.count_nonzero(~same)} of {len(words)} threads"
-        )
+        same |= np.isclose(actual, expected, row.rtol, 0)
+    same |= np.isnan(actual) & np.isnan(expected)
+    if same.all():
+        return ""
+    first = int(np.argmin(same))
+    given = ", ".join(str(array[first]) for array in row.inputs)
+    return (
+        f"{row.text} of {given}: expected {expected[first]}, got {actual[first]}, "
+        f"in {np.count_nonzero(~same)} of {len(words)} threads"
+    )

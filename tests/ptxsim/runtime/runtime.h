@@ -159,7 +159,7 @@ inline T atomic_generic(uint64_t address, Operation operation, const Site* site)
 template <class T>
 inline T divide(T a, T b, const Site* site) {
     if (b == 0) fail(site, "integer division by zero");
-    return b == T(-1) ? T(0 - a) : T(a / b);
+    return b == T(-1) && std::is_signed_v<T> ? T(0 - a) : T(a / b);
 }
 template <class T>
 inline T remainder(T a, T b, const Site* site) {
