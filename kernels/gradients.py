@@ -54,7 +54,10 @@ def gradient_block(
     channel f, `[F, column tiles, R, L + 1]`; of the rows, `[column tiles, R]`; of the columns,
     `[row tiles, M]`.
     """
-    row_tile, column_tile = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    # One axis: another has at most 65535 programs. Programs that run together share columns.
+    row_tiles, column_tiles = tl.cdiv(R, BLOCK_R), tl.cdiv(M, BLOCK_M)
+    row_tile = (tl.program_id(0) % row_tiles).to(tl.int64)
+    column_tile = (tl.program_id(0) // row_tiles).to(tl.int64)
     block_rows = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
     in_rows = block_rows < R
     rows = first_row + block_rows
@@ -95,7 +98,7 @@ def gradient_block(
         g = g * logit_factor(s, level, factors, margin, LEVELS)
         if level_moments is not None:
             moment = g * scaled
-            at = ((f * tl.num_programs(1) + column_tile) * R + block_rows) * LEVELS
+            at = ((f * column_tiles + column_tile) * R + block_rows) * LEVELS
             for k in tl.range(0, LEVELS, num_stages=1, loop_unroll_factor=1):
                 # A pair that a ceiling ignores on one side counts where the other side has it.
                 here = tl.maximum(level, 0) == k

@@ -90,8 +90,11 @@ def _batch(
 
 @contextlib.contextmanager
 def _plain(queries: Tensor) -> Any:
-    """Neither autograd nor autocast inside an operator: its dtypes are its own."""
-    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False):
+    """Neither autograd nor autocast inside an operator: its dtypes are its own. And the device of
+    the queries is the current one, on which Triton launches.
+    """
+    device = torch.cuda.device(queries.device) if queries.is_cuda else contextlib.nullcontext()
+    with torch.no_grad(), torch.autocast(queries.device.type, enabled=False), device:
         yield
 
 

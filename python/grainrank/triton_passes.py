@@ -134,7 +134,7 @@ class TritonPasses:
         table_columns = columns[0].tables.lse.shape[0] if columns else 0
         sources, exclusions, row_ceilings, column_ceilings, *judged = self._levels_at(block)
         triton_launch.run(
-            gradient_block, (row_tiles, column_tiles),
+            gradient_block, (row_tiles * column_tiles,),
             *self._product(block), self._scale, self._margin, _gradient(block),
             sources, exclusions, row_ceilings, column_ceilings, *judged,
             tuple(self._channel(f, c) for f, c in enumerate(channels)),

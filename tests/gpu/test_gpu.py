@@ -139,3 +139,13 @@ def test_memory_does_not_grow_with_the_matrix(device: torch.device) -> None:
     before = torch.cuda.memory_allocated()
     grainrank.info_nce_loss(q, c, temperature=0.05, backend="triton").backward()
     assert torch.cuda.max_memory_allocated() - before < n * n  # bytes: half of the matrix
+
+
+@pytest.mark.usefixtures("real")
+def test_tensors_need_not_be_on_the_current_device() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    inputs = make_inputs(Shape(65, 130, 40, 3), torch.bfloat16)
+    first, second = (step("multi_level", "rows", inputs, torch.device("cuda", i)) for i in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name

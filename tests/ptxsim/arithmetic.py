@@ -21,14 +21,13 @@ _ON_HALVES = {
     "add": "x + y",
     "sub": "x - y",
     "mul": "x * y",
-    "fma": "std::fma(x, y, z)",
-    "max": "maximum<{nan}>(x, y)",
-    "min": "minimum<{nan}>(x, y)",
+    "fma": "fused(x, y, z)",
     "neg": "-x",
     "abs": "std::fabs(x)",
     "ex2": "std::exp2(x)",
     "tanh": "std::tanh(x)",
 }
+_SMALLEST_NORMAL = {"f16": "0x1p-14f", "bf16": "0x1p-126f"}
 _WIDE = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
 _COMPARE = {
     "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
@@ -45,6 +44,16 @@ def _nan(instruction: Instruction) -> str:
     return "true" if instruction.has("NaN") else "false"
 
 
+def _float_extreme(instruction: Instruction, a: str, b: str) -> str:
+    extreme = f"{instruction.base}imum<{_nan(instruction)}>"
+    if instruction.has("xorsign"):  # of the magnitudes, with the sign of the product
+        return (
+            f"std::copysign({extreme}(std::fabs({a}), std::fabs({b})), "
+            f"std::signbit({a}) != std::signbit({b}) ? -1.0f : 1.0f)"
+        )
+    return f"{extreme}({a}, {b})"
+
+
 def _halves(handler: Handler) -> Handler:
     """Where the type is a half-precision float, computes in float, element by element."""
 
@@ -53,15 +62,24 @@ def _halves(handler: Handler) -> Handler:
         if kind not in HALVES:
             return handler(context, instruction)
         word, element = CPP_TYPES[kind], kind.removesuffix("x2")
-        operation = _ON_HALVES[instruction.base].format(nan=_nan(instruction))
+        if instruction.base in ("max", "min"):
+            operation = _float_extreme(instruction, "x", "y")
+        else:
+            operation = _ON_HALVES[instruction.base]
         if instruction.has("sat"):
             operation = f"saturate({operation})"
         if instruction.has("relu"):
             operation = f"maximum<true>({operation}, 0.0f)"
+        flushes = ""
+        if instruction.has("ftz"):
+            smallest = _SMALLEST_NORMAL[element]
+            flushes = " ".join(f"{name} = flush({name}, {smallest});" for name in "xyz")
+            operation = f"flush({operation}, {smallest})"
         operands = ", ".join(context.bits(o, word) for o in instruction.operands[1:])
         return context.result(
             f"on_halves<{word}>({element}_to_float, float_to_{element}, "
-            f"[](float x, float y, float z) {{ (void)y; (void)z; return {operation}; }}, {operands})"
+            f"[](float x, float y, float z) {{ (void)y; (void)z; {flushes} return {operation}; }}, "
+            f"{operands})"
         )
 
     return either
@@ -130,13 +148,8 @@ def _extreme(context: Context, instruction: Instruction) -> str:
     a, b = context.value(1), context.value(2)
     if len(instruction.operands) != 3:
         raise SimulatorError("three-operand max and min are not simulated")
-    if instruction.has("xorsign"):  # of the magnitudes, with the sign of the product
-        return context.result(
-            f"std::copysign({name}imum<{_nan(instruction)}>(std::fabs({a}), std::fabs({b})), "
-            f"std::signbit({a}) != std::signbit({b}) ? -1.0f : 1.0f)"
-        )
     if is_float(kind):
-        return context.result(f"{name}imum<{_nan(instruction)}>({a}, {b})")
+        return context.result(_float_extreme(instruction, a, b))
     return context.result(f"std::{name}<{CPP_TYPES[kind]}>({a}, {b})")
 
 

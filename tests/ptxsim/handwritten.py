@@ -17,11 +17,11 @@ _HEADER = ".version 8.4\n.target sm_90a\n.address_size 64\n"
 _REGISTERS = """\
     .reg .pred %p<16>;
     .reg .b16 %h<64>;
-    .reg .b32 %r<64>, %tid, %cta, %lane;
+    .reg .b32 %r<64>, %thread, %block, %lane;
     .reg .b64 %d<32>;
-    mov.u32 %tid, %tid.x;
-    mov.u32 %cta, %ctaid.x;
-    and.b32 %lane, %tid, 31;
+    mov.u32 %thread, %tid.x;
+    mov.u32 %block, %ctaid.x;
+    and.b32 %lane, %thread, 31;
 """
 # Of 16, 32 and 64 bits: each register of a row has the prefix of its size.
 _PREFIXES = {"h": 16, "": 32, "d": 64}
@@ -31,7 +31,7 @@ def kernel(name: str, parameters: Sequence[str], body: str) -> str:
     """A kernel whose parameters, all of 64 bits, are in registers of their names.
 
     Besides them the body has %p0 to %p15, %h0 to %h63, %r0 to %r63, %d0 to %d31 of their sizes,
-    %tid, %cta and %lane.
+    %thread, %block and %lane.
     """
     declared = ", ".join(f".param .u64 {p}" for p in parameters)
     loads = "".join(f"    .reg .b64 %{p};\n    ld.param.u64 %{p}, [{p}];\n" for p in parameters)
@@ -81,7 +81,7 @@ def _row(i: int, row: Row, threads: int) -> str:
 def rows_kernel(rows: Sequence[Row], declarations: str = "") -> str:
     """A module whose kernel runs the rows one after the other."""
     threads = len(rows[0].expected)
-    own = "mul.wide.u32 %d0, %tid, 8; add.s64 %inputs, %inputs, %d0; "
+    own = "mul.wide.u32 %d0, %thread, 8; add.s64 %inputs, %inputs, %d0; "
     own += "add.s64 %outputs, %outputs, %d0;\n"
     body = own + "".join(_row(i, row, threads) for i, row in enumerate(rows))
     return module(kernel("rows", ("inputs", "outputs"), body), declarations=declarations)

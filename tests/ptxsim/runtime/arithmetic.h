@@ -28,8 +28,8 @@ inline Register widen(T value) {
     }
 }
 
-inline float flush(float x) {
-    return std::fabs(x) < std::numeric_limits<float>::min() ? std::copysign(0.0f, x) : x;
+inline float flush(float x, float smallest = std::numeric_limits<float>::min()) {
+    return std::fabs(x) < smallest ? std::copysign(0.0f, x) : x;
 }
 
 // ---- number formats
@@ -56,6 +56,23 @@ inline uint32_t float_to_tf32(float x) {
 }
 // What a tensor core sees of a 32-bit operand.
 inline float tf32_operand(uint32_t u) { return bits<float>(u & ~0x1fffu); }
+
+// Rounds so that another rounding, to a half, gives what a single one would: where inexact, to the
+// neighbour whose last bit is odd (Boldo and Melquiond, 2008).
+template <class T>
+inline float narrow(T x) {
+    const auto y = float(x);
+    if (T(y) == x || std::isnan(y) || (bits<uint32_t>(y) & 1)) return y;
+    return std::nextafter(y, T(y) < x ? HUGE_VALF : -HUGE_VALF);
+}
+// x y + z of halves, for a single rounding.
+inline float fused(float x, float y, float z) {
+    const double product = double(x) * y, sum = product + z;  // the product is exact
+    if (!std::isfinite(sum)) return float(sum);
+    const double added = sum - product, error = (product - (sum - added)) + (z - added);
+    if (error == 0 || (bits<uint64_t>(sum) & 1)) return narrow(sum);
+    return narrow(std::nextafter(sum, error > 0 ? HUGE_VAL : -HUGE_VAL));
+}
 
 // One operation on each 16-bit float of a register, computed in float and rounded once.
 template <class Word, class Decode, class Encode, class Operation>
