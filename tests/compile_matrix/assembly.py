@@ -6,7 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["GCN", "SASS", "Instruction", "count", "in_flight", "product_loop", "read_gcn", "read_sass"]
+__all__ = [
+    "GCN",
+    "SASS",
+    "Instruction",
+    "count",
+    "in_flight",
+    "product_loop",
+    "read_gcn",
+    "read_sass",
+]
 
 
 class Instruction(NamedTuple):
@@ -56,11 +65,10 @@ def read_sass(text: str) -> list[Instruction]:
 
 def read_gcn(text: str) -> list[Instruction]:
     """Of Triton's amdgcn. A load that goes to shared memory directly ends in `:lds` here."""
-    code = [
+    return [
         i._replace(opcode=f"{i.opcode}:lds") if i.operands.endswith(" lds") else i
         for i in _read(text, r"(\.LBB\w+):", r"\t([a-z]+_\w+)([^;\n]*)")
     ]
-    return code
 
 
 def _read(text: str, label: str, instruction: str) -> list[Instruction]:

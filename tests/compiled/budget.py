@@ -10,46 +10,51 @@ import multiprocessing
 import sys
 from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from triton.errors import TritonError
 
 from .compile_only import TARGETS, compile_only
 from .configurations import configurations
 from .facts import Facts, facts_of
 
-__all__ = ["FILE", "REFRESH", "Kernels", "measure", "read", "started"]
+__all__ = ["FILE", "REFRESH", "Measured", "measure", "pool", "read", "started"]
 
 FILE = Path(__file__).parent / "budget.json"
 REFRESH = "cd tests && TRITON_INTERPRET=0 python -m compiled.budget"
 PROCESSES = 2
-Kernels = dict[str, Facts]
 
 
-def measure(target: str) -> Kernels:
-    """The facts of all kernels of the configurations, by configuration and specialisation."""
+@dataclass
+class Measured:
+    kernels: dict[str, Facts] = field(default_factory=dict)  #: by configuration and specialisation
+    failures: dict[str, str] = field(default_factory=dict)  #: what the compiler says, likewise
+
+
+def measure(target: str) -> Measured:
+    """All kernels of the configurations."""
     torch.set_num_threads(1)
-    kernels: Kernels = {}
+    found = Measured()
     with compile_only(target) as compiled:
         for name, run in configurations(target):
             known = len(compiled)
             try:
                 run()
-            except Exception as error:
-                error.add_note(f"{name} on {target}")
-                raise
+            except TritonError as error:
+                found.failures[name] = str(error)
             for kernel in compiled[known:]:
                 key = f"{name}/{kernel.id}"
-                while key in kernels:
+                while key in found.kernels:
                     key += "'"
-                kernels[key] = facts_of(kernel)
-    return kernels
+                found.kernels[key] = facts_of(kernel)
+    return found
 
 
-def started(pool: ProcessPoolExecutor, targets: Iterable[str]) -> dict[str, Future[Kernels]]:
+def started(pool: ProcessPoolExecutor, targets: Iterable[str]) -> dict[str, Future[Measured]]:
     return {target: pool.submit(measure, target) for target in targets}
 
 
@@ -84,9 +89,13 @@ def main(targets: list[str]) -> None:
     old = budget.get("targets", {})
     with pool() as workers:
         running = started(workers, targets or TARGETS)
-        new = {t: {k: asdict(f) for k, f in r.result().items()} for t, r in running.items()}
+        measured = {target: future.result() for target, future in running.items()}
+    new = {t: {k: asdict(f) for k, f in m.kernels.items()} for t, m in measured.items()}
     entries = {t: new.get(t, old.get(t, {})) for t in TARGETS}
     _write({"triton": triton.__version__, "targets": entries})
+    for target, m in measured.items():
+        for name, message in m.failures.items():
+            print(f"{name} on {target} does not compile: {message}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ _SASS = {
     "global": r"LDG|STG|RED|ATOMG?|LD|ST",
     "spill": r"LDL|STL",
     "special function": r"MUFU|F2\w+|I2F\w*|FRND",
-    "sync": r"U?BAR|U?DEPBAR|LDGDEPBAR|WARP\w+|SYNCS|BSYNC|BSSY|ARRIVES|MEMBAR|FENCE|UTCBAR|ERRBAR|ELECT",
+    "sync": r"U?BAR|U?DEPBAR|LDGDEPBAR|WARP\w+|SYNCS|BSYNC|BSSY|ARRIVES|MEMBAR|FENCE|UTCBAR"
+    r"|ERRBAR|ELECT",
     "shuffle": r"SHFL|C?REDUX",
     "control": r"BRA|BRX|JMP|EXIT|CALL|RET|BREAK|YIELD|BMOV",
     "fp32": r"F(?!LO|ENCE)\w+|H(FMA|ADD|MUL|SET|MNMX)\w*",

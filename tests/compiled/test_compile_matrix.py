@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import triton
-from compiled.budget import REFRESH, Kernels, pool, read, started
+from compiled.budget import REFRESH, Measured, pool, read, started
 from compiled.compile_only import TARGETS
 from compiled.facts import Facts
 
@@ -26,11 +26,12 @@ SHARED = {
 PRODUCT = {**dict.fromkeys(SHARED, "mma"), "sm_90": "wgmma", "sm_100": "tcgen05"}
 PRODUCT |= dict.fromkeys(("gfx90a", "gfx942", "gfx950"), "mfma")
 MORE_INSTRUCTIONS = 0.1  # than the budget's, of each class
+Kernels = dict[str, Facts]
 each_target = pytest.mark.parametrize("target", list(TARGETS))
 
 
 @pytest.fixture(scope="module")
-def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Kernels]]]:
+def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Measured]]]:
     """All targets that tests were selected for: two compile at a time."""
     here = [item for item in request.session.items if item.path == request.path]
     selected = {
@@ -42,8 +43,13 @@ def running(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Kernels
 
 
 @pytest.fixture
-def kernels(running: dict[str, Future[Kernels]], target: str) -> Kernels:
+def measured(running: dict[str, Future[Measured]], target: str) -> Measured:
     return running[target].result()
+
+
+@pytest.fixture
+def kernels(measured: Measured) -> Kernels:
+    return measured.kernels
 
 
 @pytest.fixture
@@ -61,12 +67,22 @@ def check(wrong: list[str]) -> None:
 
 
 @each_target
+def test_everything_compiles(target: str, measured: Measured) -> None:
+    check([f"{k} on {target} does not compile: {m}" for k, m in measured.failures.items()])
+
+
+@each_target
 def test_budget_has_every_kernel_and_no_other(target: str, kernels: Kernels, budget: Any) -> None:
     check(
-        [f"{k} on {target} has no budget; to give it one: {REFRESH}" for k in kernels - budget.keys()]
-        + [f"{k} is in the budget of {target}, but not compiled; to remove it: {REFRESH}"
-           for k in budget.keys() - kernels]
-    )  # fmt: skip
+        [
+            f"{k} on {target} has no budget; to give it one: {REFRESH}"
+            for k in kernels.keys() - budget.keys()
+        ]
+        + [
+            f"{k} is in the budget of {target}, but is not compiled; to remove it: {REFRESH}"
+            for k in budget.keys() - kernels.keys()
+        ]
+    )
 
 
 @each_target

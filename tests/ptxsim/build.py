@@ -23,6 +23,10 @@ _FLAGS = (
 )  # fmt: skip
 
 
+# Most kernels run for less time than it takes to compile them.
+_KERNEL_FLAGS = ("-O0", "-w")
+
+
 def cache_folder() -> Path:
     """Where compiled code is kept: $GRAINRANK_PTXSIM_CACHE, or a folder of the user's own."""
     chosen = os.environ.get(CACHE_VARIABLE)
@@ -82,6 +86,23 @@ def build_runtime(portable: bool = False) -> Path:
     return library
 
 
+def _headers() -> Path:
+    """A folder with the runtime's headers, parsed already: most of the time of a small kernel."""
+    folder = cache_folder() / f"headers-{_runtime_hash()}"
+    if folder.exists():
+        return folder
+    made = Path(tempfile.mkdtemp(dir=folder.parent))
+    for path in _RUNTIME.glob("*.h"):
+        shutil.copy(path, made)
+    header = str(made / "runtime.h")
+    _compile([*_KERNEL_FLAGS, "-x", "c++-header", header, "-o", f"{header}.gch"])
+    try:
+        made.rename(folder)
+    except OSError:  # another process was faster
+        shutil.rmtree(made)
+    return folder
+
+
 def build(source: str, portable: bool = False) -> Path:
     """Compiles a translated module; returns the path of a shared library of its own."""
     runtime = build_runtime(portable)
@@ -93,8 +114,7 @@ def build(source: str, portable: bool = False) -> Path:
         written = Path(folder) / "kernel.cpp"
         written.write_text(source)
         output = f"{folder}/kernel.so"
-        _compile(
-            ["-O0", "-w", "-shared", "-I", str(_RUNTIME), str(written), str(runtime), "-o", output]
-        )
+        include = ["-I", str(_headers())]
+        _compile([*_KERNEL_FLAGS, "-shared", *include, str(written), str(runtime), "-o", output])
         os.replace(output, library)
     return library

@@ -32,12 +32,19 @@ _SPECIAL = {
 }
 _ADDRESS = re.compile(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\w+)\s*)?\]")
 _FLOAT_BITS = re.compile(r"0[fF]([0-9a-fA-F]{8})|0[dD]([0-9a-fA-F]{16})")
-_INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|\d+)U?")
+_INTEGER = re.compile(r"-?(?:0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?")
 
 
 def identifier(prefix: str, name: str) -> str:
     """A C++ name; the prefix keeps registers, labels and functions apart, and from keywords."""
     return prefix + re.sub(r"\W", "_", name)
+
+
+def integer(text: str) -> int:
+    """The value of an integer constant; a leading 0 means octal, as in C."""
+    digits = text.strip().rstrip("U")
+    octal = re.fullmatch(r"-?0[0-7]+", digits)
+    return int(digits, 8 if octal else 0)
 
 
 class Context:
@@ -94,7 +101,7 @@ class Context:
         if match := _FLOAT_BITS.fullmatch(operand):
             return f"bits<{cpp}>(0x{match[1]}u)" if match[1] else f"bits<{cpp}>(0x{match[2]}ull)"
         if _INTEGER.fullmatch(operand):
-            value = int(operand.rstrip("U"), 0) & (2**64 - 1)
+            value = integer(operand) & (2**64 - 1)
             if cpp == "bool":
                 return "true" if value else "false"
             return (
@@ -102,9 +109,9 @@ class Context:
             )
         base, _, offset = (part.strip() for part in operand.partition("+"))
         if base in self._shared:
-            return f"({cpp}){self._shared[base] + int(offset or '0', 0)}u"
+            return f"({cpp}){self._shared[base] + integer(offset or '0')}u"
         if base in self._in_memory:
-            return f"({cpp})((uint64_t){identifier('v', base)} + {int(offset or '0', 0)})"
+            return f"({cpp})((uint64_t){identifier('v', base)} + {integer(offset or '0')})"
         raise SimulatorError(f"unknown operand {operand!r}")
 
     def value(self, index: int, kind: str | None = None) -> str:
@@ -156,7 +163,7 @@ class Context:
         match = _ADDRESS.fullmatch(operand)
         if match is None:
             raise SimulatorError(f"cannot parse the address {operand!r}")
-        return match[1], int(match[2], 0) if match[2] else 0
+        return match[1], integer(match[2]) if match[2] else 0
 
     def address(self, operand: str) -> str:
         base, offset = self.split_address(operand)

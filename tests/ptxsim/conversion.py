@@ -54,7 +54,7 @@ def _convert(context: Context, instruction: Instruction) -> str:
     if to == "tf32":
         if rounding not in ("rna", "rn"):
             raise SimulatorError(f"rounding {rounding} to tf32 is not simulated")
-        return context.result(f"float_to_tf32({x})", to)
+        return context.result(f"float_to_tf32_{rounding}({x})", to)
     if to == "f16" and source == "f64":
         return context.result(f"double_to_f16({x})", to)
     if to in ("f16", "bf16"):
@@ -64,7 +64,9 @@ def _convert(context: Context, instruction: Instruction) -> str:
             x = f"maximum<true>({x}, 0.0f)"
         if instruction.has("sat"):
             x = f"saturate({x})"
-        return context.result(f"{_encode(to, rounding)}((float)({x}))", to)
+        if not from_float:
+            x = f"(long double)({x})"  # has all bits of a 64-bit integer
+        return context.result(f"{_encode(to, rounding)}(narrow({x}))", to)
     if to in FLOATS:
         return context.result(_to_float(instruction, to, source, x, rounding), to)
     cpp = CPP_TYPES[to]

@@ -24,6 +24,7 @@ from .types import CPP_TYPES, REGISTER_TYPES
 
 _DYNAMIC_ALIGNMENT = 128
 _WORD = re.compile(r"[\w$%]+")
+_NUMBERED = re.compile(r"(?<![\w$%])([A-Za-z_$%][\w$%]*?)(\d+)\b")
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class _Writer:
         self._context = context
         self._lines: list[str] = []
         self._used: dict[str, list[int]] = {}
-        for prefix, number in set(re.findall(r"(%\w*?)(\d+)\b", function.text)):
+        for prefix, number in set(_NUMBERED.findall(function.text)):
             self._used.setdefault(prefix, []).append(int(number))
 
     def body(self) -> list[str]:

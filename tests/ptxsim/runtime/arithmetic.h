@@ -49,10 +49,15 @@ inline uint16_t float_to_f16(float x) {
 inline uint16_t double_to_f16(double x) {
     return std::isnan(x) ? 0x7fff : bits<uint16_t>(_Float16(x));
 }
-inline uint32_t float_to_tf32(float x) {
+inline uint32_t float_to_tf32_rna(float x) {
     uint32_t u = bits<uint32_t>(x);
     if ((u & 0x7f800000) == 0x7f800000) return u;
     return (u + 0x1000) & ~0x1fffu;
+}
+inline uint32_t float_to_tf32_rn(float x) {
+    uint32_t u = bits<uint32_t>(x);
+    if ((u & 0x7f800000) == 0x7f800000) return u;
+    return (u + 0xfff + (u >> 13 & 1)) & ~0x1fffu;
 }
 // What a tensor core sees of a 32-bit operand.
 inline float tf32_operand(uint32_t u) { return bits<float>(u & ~0x1fffu); }
@@ -106,7 +111,9 @@ inline T saturate(T x) {
 }
 template <class To, class From>
 inline To float_to_integer(From x) {
-    if (std::isnan(x)) return 0;
+    if (std::isnan(x)) {  // the highest bit, if one of the types has 64
+        return sizeof(x) == 8 || sizeof(To) == 8 ? To(To(1) << (8 * sizeof(To) - 1)) : To(0);
+    }
     if (x <= From(std::numeric_limits<To>::min())) return std::numeric_limits<To>::min();
     if (x >= From(std::numeric_limits<To>::max())) return std::numeric_limits<To>::max();
     return To(x);

@@ -100,13 +100,9 @@ void rendezvous_begin(uint32_t mask, const char* instruction, const Site* site, 
     const uint32_t me = 1u << lane_index();
     if ((mask & me) == 0) fail(site, "%s whose mask 0x%08x lacks its own lane", instruction, mask);
     Rendezvous* found = nullptr;
+    // Masks may overlap: lanes that are ahead wait for those that still exchange among themselves.
     for (Rendezvous& other : open) {
-        if (other.mask == mask) {
-            found = &other;
-        } else if ((other.mask & mask) != 0) {
-            fail(site, "%s with mask 0x%08x while lanes wait in %s with mask 0x%08x at %s",
-                 instruction, mask, other.instruction, other.mask, other.site->location);
-        }
+        if (other.mask == mask) found = &other;
     }
     if (found == nullptr) {
         open.push_back({mask, 0, site, instruction});
