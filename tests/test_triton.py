@@ -241,7 +241,7 @@ def test_without_a_gpu_it_says_so() -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (None, "needs Triton, which is not installed: pip install triton"),
+        (None, r"needs Triton, which is not installed: pip install 'grainrank\[triton\]'"),
         ("3.2.0", r"needs Triton 3.9 or newer, got 3.2.0: pip install -U triton"),
     ],
 )

@@ -95,7 +95,7 @@ def _triton_error(device_type: str) -> str | None:
     """Why Triton cannot run on tensors of a device, and the mend; or None."""
     version = _triton_version()
     if version is None:
-        return "needs Triton, which is not installed: pip install triton"
+        return "needs Triton, which is not installed: pip install 'grainrank[triton]'"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
         return f"needs Triton {oldest} or newer, got {version}: pip install -U triton"

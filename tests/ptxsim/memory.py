@@ -154,4 +154,6 @@ def _copy(context: Context, instruction: Instruction) -> str:
     valid = size
     if len(operands) > 3 and not (len(operands) == 4 and instruction.has("L2::cache_hint")):
         valid = context.value(3, "u32")
+        if context.register_type(operands[3].removeprefix("!")) == "bool":  # whether to ignore it
+            valid = f"{context.predicate(operands[3])} ? 0 : {size}"
     return f"cp_async({target}, {source}, {size}, {valid}, {site});"

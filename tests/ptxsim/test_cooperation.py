@@ -33,12 +33,14 @@ def of_warps(function: Callable[[Words], npt.ArrayLike], *inputs: Words) -> Word
 
 def shuffled(mode: str, width: int) -> tuple[Words, Words]:
     """What `shfl` by %b gives among `width` lanes, and whether its source was in range."""
-    first = _LANE // width * width
-    place, step = (_LANE % width).astype(int), (_B % 32).astype(int)
-    source = {"idx": step % width, "bfly": place ^ step, "up": place - step, "down": place + step}
-    inside = (source[mode] >= 0) & (source[mode] < width)
-    lanes = first + np.where(inside, source[mode], place)
-    return _A[np.arange(THREADS) // 32 * 32 + lanes], inside.astype(np.uint32)
+    lane, step = _LANE.astype(int), (_B % 32).astype(int)
+    first = lane // width * width
+    source = {"idx": first + step % width, "bfly": lane ^ step, "up": lane - step,
+              "down": lane + step}[mode]  # fmt: skip
+    # A butterfly may reach the lanes of a lower segment: only its upper end is looked at.
+    inside = source >= first if mode == "up" else source < first + width
+    source = np.where(inside, source, lane)
+    return _A[np.arange(THREADS) // 32 * 32 + source], inside.astype(np.uint32)
 
 
 def shuffles(mode: str, width: int) -> list[Row]:
