@@ -1,1 +1,0 @@
-"""Every configuration of the Triton kernels, compiled for every target without a GPU, and judged."""
