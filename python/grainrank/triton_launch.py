@@ -40,8 +40,17 @@ Width = Literal["wide", "middle", "narrow"]  # the more tables beside the tile, 
 # From here on taking the product again, for the gradient, costs more than writing and reading a row
 # block: by the count of docs/gpu.md, not by a measurement.
 FUSED_FEATURES = 2048
-VENDOR = Launch(32, 64, 16, 4, 1)
-IEEE = Launch(32, 64, 32, 4, 2)  # float32 without tensor cores
+VENDOR: dict[Width, Launch] = {
+    "wide": Launch(32, 64, 16, 8, 1),
+    "middle": Launch(32, 64, 16, 8, 1),
+    "narrow": Launch(32, 32, 16, 8, 1),
+}
+# float32 without tensor cores.
+IEEE: dict[Width, Launch] = {
+    "wide": Launch(32, 64, 16, 8, 2),
+    "middle": Launch(32, 32, 16, 8, 2),
+    "narrow": Launch(32, 32, 16, 8, 2),
+}
 # Of products on tensor cores; features of 16 bits.
 NVIDIA: dict[Width, Launch] = {
     "wide": Launch(64, 128, 64, 8, 3),
@@ -54,12 +63,16 @@ BLACKWELL: dict[Width, Launch] = {**NVIDIA, "middle": NVIDIA["narrow"]}
 AMD: dict[Width, Launch] = dict.fromkeys(NVIDIA, Launch(64, 64, 64, 4, 2))
 
 
+def narrower(width: Width) -> Width:
+    return "middle" if width == "wide" else "narrow"
+
+
 def launch_for(precision: str, dtype: torch.dtype, features: int, width: Width) -> Launch:
     """`precision`: of `precision_of`; `features`: D."""
     if not precision:
-        return VENDOR
+        return VENDOR[width]
     if precision == "ieee" and dtype == torch.float32:
-        launch = IEEE
+        launch = IEEE[width]
     else:
         launch = _table()[width]
         if dtype == torch.float32:
@@ -102,6 +115,11 @@ _OPTIONS = {"enable_fp_fusion": False}
 
 
 def _tf32() -> bool:
+    """Whether PyTorch was allowed to use it, and Triton can."""
+    if not triton.knobs.runtime.interpret:
+        target = triton.runtime.driver.active.get_current_target()
+        if target.backend == "hip" and target.arch != "gfx942":
+            return False
     matmul: Any = torch.backends.cuda.matmul
     if not hasattr(matmul, "fp32_precision"):  # torch before 2.9
         return bool(matmul.allow_tf32)

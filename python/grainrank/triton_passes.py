@@ -24,7 +24,7 @@ from .levels import Ceiled
 from .reference_block import ReferenceBlock
 from .row_blocks import Block, Channel
 from .table_sets import TableSet
-from .triton_launch import Launch, Width, launch_for, precision_of
+from .triton_launch import Launch, Width, launch_for, narrower, precision_of
 from .triton_levels import TritonLevels, same_dtype
 
 ROW_WARPS = 4  # of the kernels over rows of embeddings
@@ -32,6 +32,7 @@ MERGED = 256  # entries that a program of `merge_tables` merges
 PROGRAMS = 256  # that a launch over the rows should have at least: then columns are not split
 _PARTS = 4, 8  # fields of the parts of light and full tables
 _INTEGERS = (3, 6, 7)
+_SIMPLE = (("diagonal",), ("prefix",), ("count",))
 
 
 class TritonPasses:
@@ -44,6 +45,12 @@ class TritonPasses:
         self.operand_dtype = batch.queries.dtype
         self._precision = precision_of(batch)
         self.fused = bool(self._precision)
+        self._levels = TritonLevels(batch.levels)
+        # What takes registers beside the tile: more than a lookup for the levels, and pointers to
+        # single features where rows do not begin at multiples of 16.
+        simple = self._levels.kinds in _SIMPLE and not self._levels.exclusions
+        simple = simple and not isinstance(batch.levels, Ceiled)
+        self._crowded = not simple or (self.fused and batch.prefixes[-1] % 16 > 0)
         self.moment_rows = self._launch("wide").rows  # and of every other width
         entry = sum(dtype.itemsize for dtype in self._part_dtypes(full=True))
         tables_rows = self._launch("middle").rows
@@ -51,7 +58,6 @@ class TritonPasses:
         self._scale = batch.scale.reshape(1).contiguous()
         self._margin = None if batch.circle is None else self._scale.new_full((1,), batch.circle)
         self._device = batch.queries.device
-        self._levels = TritonLevels(batch.levels)
         self._factors = None if batch.factors is None else batch.factors.contiguous()
         self._reference: ReferenceBlock | None = None
         self._curated: tuple[Tensor, Tensor] | None = None
@@ -194,6 +200,8 @@ class TritonPasses:
 
     def _launch(self, width: Width) -> Launch:
         features = self._batch.prefixes[-1]
+        if self._crowded:
+            width = narrower(width)
         return launch_for(self._precision, self.operand_dtype, features, width)
 
     def _constants(self, launch: Launch) -> dict[str, Any]:

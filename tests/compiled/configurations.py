@@ -49,13 +49,27 @@ def configurations(target: str) -> list[tuple[str, Step]]:
         _step("multi_level", "fp32", "fused"),
         _step("multi_level", "tf32", "fused"),
         _step("multi_level", "fp32", "vendor"),
+        _step("pairwise-symmetric", "fp32", "vendor"),
+        _step("siglip", "fp32", "vendor"),
         _step("multi_level", "bf16", "vendor", "matryoshka", matryoshka_dims=(64, 256, 768)),
         _step("multi_level", "bf16", "fused", "ragged", shape=RAGGED),
     ]
     if target in WITH_SOURCES:
+        steps.append(_ceilings())
         for name, source in sources(SHAPE.N, SHAPE.M).items():
             steps.append(_step("info_nce", "bf16", "fused", name.replace(" ", "_"), source))
     return steps
+
+
+def _ceilings() -> tuple[str, Step]:
+    """Of a guide's similarities, with curated ids: the most that a level may depend on."""
+    inputs = make_inputs(SHAPE, seed=0)
+    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys).false_negative_margin(
+        0.05,
+        reference=(inputs.queries[:, :16].contiguous(), inputs.candidates[:, :16].contiguous()),
+        curated=(torch.arange(SHAPE.N), torch.arange(SHAPE.M)),
+    )
+    return _step("info_nce-symmetric", "bf16", "fused", "ceilings", levels)
 
 
 def _step(

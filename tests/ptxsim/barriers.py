@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from .errors import SimulatorError
 
-# Not wgmma.fence: it orders registers, and the simulator has no registers that are still in use.
 # Not bar.red, whose result the code goes on with; nor bar.arrive, which only deadlocks.
 _SYNCHRONISING = re.compile(
     r"(?:@!?[\w$%]+\s+)?(?<![\w.])"
     r"(?:(?:bar|barrier|barrier\.cta)(?:\.warp)?\.sync(?:\.aligned)?"
     r"|cp\.async\.wait_group|cp\.async\.wait_all"
-    r"|wgmma\.wait_group\.sync\.aligned"
+    r"|wgmma\.(?:fence|wait_group)\.sync\.aligned"
     r"|fence\.proxy\.async(?:[.:]\w+)*)"
     r"(?![\w.])[^;{}]*;"
 )

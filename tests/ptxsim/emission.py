@@ -20,6 +20,7 @@ from .ptx import (
     Variable,
     parse,
 )
+from .registers import check_registers
 from .types import CPP_TYPES, REGISTER_TYPES
 
 _DYNAMIC_ALIGNMENT = 128
@@ -235,6 +236,7 @@ def translate_module(ptx: str) -> Translation:
     lines += [f"{_signature(f)};" for f in module.functions if not f.is_kernel]
     layouts = []
     for function in module.functions:
+        check_registers(function)
         shared, static_shared_bytes = _shared_offsets(module, function)
         lines += _define(function, shared, in_memory)
         if function.is_kernel:

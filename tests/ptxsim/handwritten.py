@@ -13,6 +13,7 @@ from .kernel import Kernel, Options
 
 Array = npt.NDArray[np.generic]
 
+_DEFAULT = Options()
 _HEADER = ".version 8.4\n.target sm_90a\n.address_size 64\n"
 _REGISTERS = """\
     .reg .pred %p<16>;
@@ -91,7 +92,7 @@ def check_rows(
     rows: Sequence[Row],
     declarations: str = "",
     portable: bool = False,
-    options: Options = Options(),
+    options: Options = _DEFAULT,
 ) -> None:
     """Runs the rows in a block of as many threads as they have elements; asserts the results."""
     threads = len(rows[0].expected)

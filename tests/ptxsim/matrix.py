@@ -10,8 +10,8 @@ from .ptx import Instruction
 
 _ELEMENTS = {"bf16": "kBf16", "f16": "kF16", "tf32": "kTf32", "s8": "kS8", "u8": "kU8"}
 _MMA = re.compile(
-    r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col(?:\.satfinite)?\."
-    r"(?:f32\.(bf16|f16|tf32)\.\2\.f32|s32\.(s8|u8)\.\3\.s32)"
+    r"mma\.sync\.aligned\.m16n8k(\d+)\.row\.col\."
+    r"(?:f32\.(bf16|f16|tf32)\.\2\.f32|(?:satfinite\.)?s32\.(s8|u8)\.\3\.s32)"
 )
 _MMA_F64 = re.compile(r"mma\.sync\.aligned\.m(8|16)n8k(\d+)\.row\.col\.f64\.f64\.f64\.f64")
 _MMA_REGISTERS = {"bf16": 2, "f16": 2, "tf32": 1, "s8": 4, "u8": 4}
@@ -52,7 +52,8 @@ def _mma(context: Context, instruction: Instruction) -> str:
     if len(elements(a)) + len(elements(b)) != registers:
         raise SimulatorError(f"expected {registers} registers of A and B")
     inputs = ", ".join(context.list(x, "b32") for x in (a, b, c))
-    call = f"mma(d, in, {k}, Element::{_ELEMENTS[element]}, {context.site()})"
+    saturate = "true" if instruction.has("satfinite") else "false"
+    call = f"mma(d, in, {k}, Element::{_ELEMENTS[element]}, {saturate}, {context.site()})"
     return f"{{ uint32_t in[] = {{{inputs}}}, d[4]; {call}; {context.results(d, 'd', 'b32')} }}"
 
 

@@ -34,13 +34,16 @@ def floats(dtype: type[np.floating]) -> Array:
     rng = np.random.default_rng(0)
     halves = np.arange(-20, 21) / 2
     ranges = [s * 2.0**n for n in (7, 8, 15, 16, 31, 32, 63, 64, 100) for s in (1, -1)]
-    edges = [*halves, *np.nextafter(halves, 100), *np.nextafter(halves, -100), *ranges,
-             0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-46, 65519.9, 65520, 3.4e38, 3.39e38]
+    extremes = [
+        0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-46, 65519.9, 65520, 3.4e38, 3.39e38,
+    ]  # fmt: skip
+    edges = [*halves, *np.nextafter(halves, 100), *np.nextafter(halves, -100), *ranges]
+    edges += extremes
     ties = (1 + rng.integers(0, 2**12, 40) / 2.0**12) * 2.0 ** rng.integers(-30, 17, 40)
     values = rng.standard_normal(THREADS) * 10.0 ** rng.integers(-3, 12, THREADS)
     values[: len(edges) + 40] = *edges, *ties
     with np.errstate(over="ignore"):
-        return values.astype(dtype)  # fmt: skip
+        return values.astype(dtype)
 
 
 def integers(dtype: type[np.integer]) -> Array:
@@ -63,13 +66,11 @@ def source(kind: str) -> Array:
 
 def row(opcode: str, inputs: Array, expected: Array) -> Row:
     """A cvt of one input; 8 bits are in a register of 32, with others around them."""
-    kind = opcode.split(".")[-1]
     registers = inputs
     if inputs.itemsize == 1:
         registers = inputs.view(np.uint8).astype(np.uint32) | 0xABCD00
     expected = expected.astype(_REGISTERS.get(opcode.split(".")[-2], expected.dtype))
     a, x = (f"%{_PREFIX[array.itemsize]}{n}" for array, n in ((registers, "a"), (expected, "x")))
-    assert kind in opcode
     return Row(f"{opcode} {x}, {a};", (registers,), expected)
 
 
@@ -198,8 +199,11 @@ def test_conversions(rows: list[Row]) -> None:
 @pytest.mark.parametrize(
     "text",
     ["cvt.rz.f32.s32 %r0, %r1;", "cvt.rp.f32.f64 %r0, %d1;", "cvt.rz.f16.f32 %h0, %r1;",
-     "cvt.rz.tf32.f32 %r0, %r1;", "cvt.rn.satfinite.e4m3x2.f32 %h0, %r1, %r2;", "cvt.s32.f32 %r0, %r1;"],
+     "cvt.rz.tf32.f32 %r0, %r1;", "cvt.rn.satfinite.e4m3x2.f32 %h0, %r1, %r2;",
+     "cvt.s32.f32 %r0, %r1;"],
 )  # fmt: skip
 def test_what_is_not_simulated(text: str) -> None:
-    with pytest.raises(SimulatorError, match="not simulated|without a rounding|cannot translate"):
+    with pytest.raises(
+        SimulatorError, match=r"cannot translate .*(not simulated|without a rounding)"
+    ):
         translate_module(module(kernel("converts", (), text)))

@@ -86,7 +86,8 @@ WARP = [
     odd_only(f"vote.sync.ballot.b32 %x, %p9, {_ODD_MASK};", (), np.full(THREADS, _ODD)),
     *(Row(f"setp.eq.u32 %p0, %a, 1; vote.sync.{mode}.pred %p1, %p0, -1; {_FLAG}", (_FLAGS,),
           of_warps(function, _FLAGS))
-      for mode, function in (("any", np.any), ("all", np.all), ("uni", lambda f: len(set(f)) == 1))),
+      for mode, function in (("any", np.any), ("all", np.all),
+                             ("uni", lambda f: f.min() == f.max()))),
     Row("redux.sync.add.s32 %x, %a, -1;", (_A,), of_warps(lambda a: a.sum() % 2**32, _A)),
     Row("redux.sync.min.s32 %x, %a, -1;", (_A,),
         of_warps(lambda a: a.view(np.int32).min().astype("u4"), _A)),
@@ -98,7 +99,8 @@ WARP = [
           of_warps(lambda a, f=function: reduce(f, a), _A))
       for name, function in (("and", np.bitwise_and), ("or", np.bitwise_or),
                              ("xor", np.bitwise_xor))),
-    odd_only(f"redux.sync.max.u32 %x, %a, {_ODD_MASK};", (_A,), of_warps(lambda a: a[1::2].max(), _A)),
+    odd_only(f"redux.sync.max.u32 %x, %a, {_ODD_MASK};", (_A,),
+             of_warps(lambda a: a[1::2].max(), _A)),
     Row("match.any.sync.b32 %x, %a, -1;", (_FEW,), of_warps(same_lanes, _FEW)),
     Row("cvt.u64.u32 %d1, %a; shl.b64 %d1, %d1, 40; match.any.sync.b64 %x, %d1, -1;", (_FEW,),
         of_warps(same_lanes, _FEW)),

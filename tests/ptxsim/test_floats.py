@@ -41,15 +41,18 @@ def half_operands(kind: Format) -> tuple[npt.NDArray[np.uint16], ...]:
     """Bits of a, b, c [threads]; c makes ties and near-ties of some products."""
     one, infinity = (0x3C00, 0x7C00) if kind == "f16" else (0x3F80, 0x7F80)
     smallest = 0x0400 if kind == "f16" else 0x0080
-    edges = [0, 0x8000, one, one | 0x8000, one + 1, infinity, infinity | 0x8000, infinity + 99,
-             1, 0x8001, smallest, smallest - 1, smallest | 0x8000, infinity - 1, one + 3, one - 1]
+    edges = [
+        0, 0x8000, one, one | 0x8000, one + 1, infinity, infinity | 0x8000, infinity + 99,
+        1, 0x8001, smallest, smallest - 1, smallest | 0x8000, infinity - 1, one + 3, one - 1,
+    ]  # fmt: skip
     rng = np.random.default_rng(0)
     a, b, c = bits = rng.integers(0, infinity, (3, THREADS), np.uint16)
     bits |= rng.integers(0, 2, bits.shape, np.uint16) << 15
     a[:256], b[:256] = np.array(list(product(edges, edges)), np.uint16).T
-    a[256:320], b[256:320], c[256:320] = nearest([[3], [683 if kind == "f16" else 171], [0]], kind)
+    factors = [[3], [683]] if kind == "f16" else [[7], [37]]  # a product between two values
+    a[256:320], b[256:320], c[256:320] = nearest([*factors, [0]], kind)
     c[257:320:2] = rng.choice([1, 2, 9, 0x8001, 0x8002], 32)
-    return a, b, c  # fmt: skip
+    return a, b, c
 
 
 def flushed(function: Callable[..., Floats]) -> Callable[..., Floats]:

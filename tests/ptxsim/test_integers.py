@@ -223,10 +223,13 @@ COMPARISONS = [
         f"not.pred %p3, %p3; xor.pred %p0, %p3, %p2; or.pred %p0, %p0, %p1; {_P0}", _I32,
         lambda a, b, c: (not (a < b < c)) != (b < c) or a < b),
     row("setp.lt.s64 %p0, $a, $b; selp.b64 $x, $a, $b, %p0;", _I64, min),
-    row("setp.lt.s16 %p0, $a, $b; selp.b16 $x, $a, 77, %p0;", _I16, lambda a, b: a if a < b else 77),
+    row("setp.lt.s16 %p0, $a, $b; selp.b16 $x, $a, 77, %p0;", _I16,
+        lambda a, b: a if a < b else 77),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", [ARITHMETIC, BITS, COMPARISONS], ids=["arithmetic", "bits", "setp"])
+@pytest.mark.parametrize(
+    "rows", [ARITHMETIC, BITS, COMPARISONS], ids=["arithmetic", "bits", "setp"]
+)
 def test_integers(rows: list[Row]) -> None:
     check_rows(rows)

@@ -75,8 +75,8 @@ def elements(kind: str, rng: np.random.Generator, shape: tuple[int, int]) -> tup
 
 # Rows of 16 bytes in shared memory, first written by the lanes; matrix i has the rows 8 i.
 _TILE = "mov.u32 %r20, tile;\nmad.lo.u32 %r21, %lane, 16, %r20;\n"
-_FILL = "\n".join(f"st.shared.b32 [%r21+{4 * i}], %r{i};" for i in range(4)) + "\nbar.warp.sync -1;\n"
-_DRAIN = "\n".join(f"ld.shared.b32 %r{i}, [%r21+{4 * i}];" for i in range(4)) + "\n"
+_FILL = "".join(f"st.shared.b32 [%r21+{4 * i}], %r{i};\n" for i in range(4))
+_DRAIN = "".join(f"ld.shared.b32 %r{i}, [%r21+{4 * i}];\n" for i in range(4))
 MATRICES = {
     f"{op}_{count}{'_trans' * trans}": (op, count, trans)
     for op in ("ldmatrix", "stmatrix")
@@ -88,7 +88,7 @@ MATRICES = {
 def _matrices(op: str, count: int, trans: bool) -> str:
     opcode = f"{op}.sync.aligned.m8n8.x{count}{'.trans' * trans}.shared.b16"
     if op == "ldmatrix":
-        body = f"{_FILL}{opcode} {{{_registers(count, 4)}}}, [%r21];\n"
+        body = f"{_FILL}bar.warp.sync -1;\n{opcode} {{{_registers(count, 4)}}}, [%r21];\n"
         return _OWN + _TILE + _moves(4, 0, "x", "ld") + body + _moves(count, 4, "y", "st")
     body = f"{opcode} [%r21], {{{_registers(count)}}};\nbar.warp.sync -1;\n{_DRAIN}"
     clear = "st.shared.v4.b32 [%r21], {0, 0, 0, 0};\nbar.warp.sync -1;\n"

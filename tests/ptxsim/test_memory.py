@@ -150,7 +150,7 @@ AGAIN:
     mov.b32 %r2, %r4;
     @%p0 bra AGAIN;
 """
-# Slots of 16 bytes, 1024 bytes apart, full of ones before the copies.
+# Slots of 16 bytes, 1024 bytes apart; what the copies leave alone is ones.
 _COPIES = f"""{_OWN_X}
     add.u64 %y, %y, %d0;
     mov.u32 %r1, tile;
@@ -158,7 +158,8 @@ _COPIES = f"""{_OWN_X}
     and.b32 %r2, %thread, 1;
     setp.eq.u32 %p0, %r2, 1;
     mul.lo.u32 %r3, %r2, 6;
-""" + "".join(f"    st.shared.v4.b32 [%r1+{1024 * i}], {{-1, -1, -1, -1}};\n" for i in range(5)) + """
+    st.shared.v4.b32 [%r1], {{-1, -1, -1, -1}};
+    st.shared.v4.b32 [%r1+1024], {{-1, -1, -1, -1}};
     cp.async.ca.shared.global [%r1], [%x], 4;
     cp.async.ca.shared.global.L2::128B [%r1+1024], [%x], 8;
     cp.async.commit_group;
@@ -167,10 +168,10 @@ _COPIES = f"""{_OWN_X}
     cp.async.ca.shared.global [%r1+4096], [%x], 16, %p0;
     cp.async.commit_group;
     cp.async.wait_group 1;
-    ld.shared.v2.b64 {%d1, %d2}, [%r1];
-    ld.shared.v2.b64 {%d3, %d4}, [%r1+1024];
-    st.global.v2.b64 [%y], {%d1, %d2};
-    st.global.v2.b64 [%y+1024], {%d3, %d4};
+    ld.shared.v2.b64 {{%d1, %d2}}, [%r1];
+    ld.shared.v2.b64 {{%d3, %d4}}, [%r1+1024];
+    st.global.v2.b64 [%y], {{%d1, %d2}};
+    st.global.v2.b64 [%y+1024], {{%d3, %d4}};
     cp.async.wait_all;
 """ + "".join(
     f"    ld.shared.v2.b64 {{%d1, %d2}}, [%r1+{1024 * i}];\n"

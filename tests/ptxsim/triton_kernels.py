@@ -44,3 +44,13 @@ def matmul(
     total = tl.sum(tl.exp(product - largest[:, None]), 1)
     tl.store(row_max_ptr + offs_m, largest, offs_m < M)
     tl.store(row_sum_ptr + offs_m, total, offs_m < M)
+
+
+@triton.jit
+def row_dot(a_ptr, b_ptr, out_ptr, N, BLOCK: tl.constexpr):
+    """Products `<a, b>` of rows [R, N]; out [R]."""
+    row = tl.program_id(0)
+    offs = tl.arange(0, BLOCK)
+    a = tl.load(a_ptr + row * N + offs, offs < N, 0.0)
+    b = tl.load(b_ptr + row * N + offs, offs < N, 0.0)
+    tl.store(out_ptr + row, tl.sum(a * b, 0))

@@ -57,12 +57,12 @@ void gather(const Warp& warp, unsigned k, Element element, Tile& tile) {
     }
 }
 
-// The integer product: four bytes to a register, sums modulo 2^32.
-void multiply_bytes(Warp& warp, unsigned k, Element element) {
-    uint32_t a[16][32], b[32][8], c[16][8];
+// The integer product: four bytes to a register, sums modulo 2^32 unless they saturate.
+void multiply_bytes(Warp& warp, unsigned k, Element element, bool saturate) {
+    int32_t a[16][32], b[32][8], c[16][8];
     auto decode = [&](uint32_t word, unsigned part) {
         const auto byte = uint8_t(word >> 8 * part);
-        return element == Element::kS8 ? uint32_t(int32_t(int8_t(byte))) : uint32_t(byte);
+        return element == Element::kS8 ? int32_t(int8_t(byte)) : int32_t(byte);
     };
     const unsigned n_a = k / 8, n_b = k / 16;
     for (unsigned lane = 0; lane < kWarpSize; lane++) {
@@ -77,15 +77,15 @@ void multiply_bytes(Warp& warp, unsigned k, Element element) {
             }
         }
         for (unsigned i = 0; i < 4; i++) {
-            c[group + 8 * (i / 2)][2 * member + i % 2] = in[n_a + n_b + i];
+            c[group + 8 * (i / 2)][2 * member + i % 2] = int32_t(in[n_a + n_b + i]);
         }
     }
     for (unsigned lane = 0; lane < kWarpSize; lane++) {
         for (unsigned i = 0; i < 4; i++) {
             const unsigned row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-            uint32_t sum = c[row][column];
+            int64_t sum = c[row][column];
             for (unsigned j = 0; j < k; j++) sum += a[row][j] * b[j][column];
-            warp.lanes[lane].out[i] = sum;
+            warp.lanes[lane].out[i] = uint32_t(saturate ? saturate_integer<int32_t>(sum) : sum);
         }
     }
 }
@@ -294,14 +294,15 @@ void store_matrices(const uint32_t* from, unsigned count, bool transpose, uint64
     });
 }
 
-void mma(uint32_t* d, const uint32_t* in, unsigned k, Element element, const Site* site) {
+void mma(uint32_t* d, const uint32_t* in, unsigned k, Element element, bool saturate,
+         const Site* site) {
     const bool bytes = element == Element::kS8 || element == Element::kU8;
     const unsigned per_register = bytes ? 4 : element == Element::kTf32 ? 1 : 2;
     const unsigned count = 3 * k / (4 * per_register) + 4;
     Lane& mine = machine->lane();
     std::copy_n(in, count, mine.in);
     rendezvous(kAllLanes, "mma.sync", site, [&](Warp& warp) {
-        bytes ? multiply_bytes(warp, k, element) : multiply(warp, k, element);
+        bytes ? multiply_bytes(warp, k, element, saturate) : multiply(warp, k, element);
     });
     std::copy_n(mine.out, 4, d);
 }

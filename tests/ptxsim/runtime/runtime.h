@@ -195,7 +195,8 @@ void store_matrices(const uint32_t* from, unsigned count, bool transpose, uint64
                     const Site* site);
 enum class Element { kBf16, kF16, kTf32, kS8, kU8 };
 // D[16, 8] = A[16, k] B[k, 8] + C[16, 8]; `in` holds this lane's registers of A, B and C.
-void mma(uint32_t* d, const uint32_t* in, unsigned k, Element element, const Site* site);
+void mma(uint32_t* d, const uint32_t* in, unsigned k, Element element, bool saturate,
+         const Site* site);
 void mma_f64(uint64_t* d, const uint64_t* in, unsigned m, unsigned k, const Site* site);
 struct Wgmma {
     unsigned n, k;
