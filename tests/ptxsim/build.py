@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 from .errors import SimulatorError
@@ -25,6 +26,7 @@ _FLAGS = (
 
 # Most kernels run for less time than it takes to compile them.
 _KERNEL_FLAGS = ("-O0", "-w")
+_runtime_lock = threading.Lock()
 
 
 def cache_folder() -> Path:
@@ -62,7 +64,7 @@ def _compile(arguments: list[str]) -> None:
 
 @functools.cache
 def _runtime_hash() -> str:
-    digest = hashlib.sha256(repr((_FLAGS, _machine_flags())).encode())
+    digest = hashlib.sha256(repr((_FLAGS, _KERNEL_FLAGS, _machine_flags())).encode())
     for path in sorted(_RUNTIME.glob("*")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -70,6 +72,11 @@ def _runtime_hash() -> str:
 
 def build_runtime(portable: bool = False) -> Path:
     """The runtime as a static library; with ucontext instead of assembly where `portable`."""
+    with _runtime_lock:  # threads that compile kernels wait for one to compile what they share
+        return _build_runtime(portable)
+
+
+def _build_runtime(portable: bool) -> Path:
     library = cache_folder() / f"runtime-{_runtime_hash()}{'-portable' if portable else ''}.a"
     if library.exists():
         return library
@@ -89,8 +96,11 @@ def build_runtime(portable: bool = False) -> Path:
 def _headers() -> Path:
     """A folder with the runtime's headers, parsed already: most of the time of a small kernel."""
     folder = cache_folder() / f"headers-{_runtime_hash()}"
-    if folder.exists():
-        return folder
+    with _runtime_lock:
+        return folder if folder.exists() else _build_headers(folder)
+
+
+def _build_headers(folder: Path) -> Path:
     made = Path(tempfile.mkdtemp(dir=folder.parent))
     for path in _RUNTIME.glob("*.h"):
         shutil.copy(path, made)

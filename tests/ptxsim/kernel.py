@@ -6,8 +6,10 @@ import ctypes
 import functools
 import struct
 import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,8 @@ from .emission import KernelLayout, ParameterPlace, translate_module
 from .errors import SimulatorError
 
 _MESSAGE_BYTES = 2048
+# A library has the state of one launch, whichever of its kernels runs.
+_locks: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
 _translate = functools.lru_cache(maxsize=16)(translate_module)  # of one module, many kernels
 Argument = "Buffer | npt.NDArray[np.generic] | int | float"
 
@@ -96,9 +100,9 @@ class Kernel:
             names = ", ".join(k.name for k in translation.kernels) or "none"
             raise SimulatorError(f"expected one kernel named {name!r}; the PTX has {names}")
         self.layout: KernelLayout = found[0]
-        library = ctypes.CDLL(str(build(translation.source, portable)))
-        self._run = getattr(library, self.layout.entry_point)
-        self._lock = threading.Lock()
+        path = build(translation.source, portable)
+        self._run = getattr(ctypes.CDLL(str(path)), self.layout.entry_point)
+        self._lock = _locks[path]
 
     def __call__(
         self,

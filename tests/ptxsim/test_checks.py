@@ -253,6 +253,7 @@ _LOCATED = """
     .loc 2 20 5, function_name $L__info_string0, inlined_at 1 10 3
     st.global.b32 [%y+1024], %r2;
     .loc 1 11 3"""
+_SPIN = "AGAIN: ld.volatile.global.b32 %r2, [%y]; setp.eq.u32 %p0, %r2, 0; @%p0 bra AGAIN;"
 PTX = _MODULE + "".join(
     _KERNEL.format(name=name, body=body)
     for name, body in (
@@ -260,6 +261,7 @@ PTX = _MODULE + "".join(
         *((f"{name}_mended", _text(fault, fault.mended)) for name, fault in FAULTS.items()),
         ("copy", _COPY_X_TO_Y),
         ("located", _LOCATED),
+        ("spin", _SPIN),
     )
 )
 
@@ -306,6 +308,11 @@ def test_location_of_inlined_code() -> None:
         _run("located")
 
 
+def test_thread_that_waits_for_ever() -> None:
+    with pytest.raises(SimulatorError, match="the thread runs for ever: it may wait for another"):
+        _run("spin")
+
+
 @pytest.mark.parametrize("threads", [0, 1025])
 def test_size_of_the_block(threads: int) -> None:
     with pytest.raises(SimulatorError, match=f"a block cannot have {threads} threads"):
@@ -327,10 +334,10 @@ def test_deletions() -> None:
     lines = [
         "bar.sync 0;", "@%p1 bar.sync 1, 64;", "barrier.sync.aligned 0;", "bar.warp.sync -1;",
         "cp.async.wait_group 2;", "cp.async.wait_all;", "wgmma.wait_group.sync.aligned 0;",
-        "fence.proxy.async.shared::cta;",
+        "wgmma.fence.sync.aligned;", "fence.proxy.async.shared::cta;",
     ]  # fmt: skip
     others = [
-        "// bar.sync 0;", "wgmma.fence.sync.aligned;", "cp.async.commit_group;",
+        "// bar.sync 0;", "wgmma.commit_group.sync.aligned;", "cp.async.commit_group;",
         "bar.red.popc.u32 %r1, 0, %p1;", "shfl.sync.bfly.b32 %r1, %r1, 1, 31, -1;",
     ]  # fmt: skip
     ptx = "\n".join([*others, *lines])

@@ -129,7 +129,8 @@ def library(loaded: ctypes.CDLL) -> Iterator[ctypes.CDLL]:
 
 
 def _message(library: ctypes.CDLL) -> str:
-    return library.ptxsim_last_message().decode()
+    message: bytes = library.ptxsim_last_message()
+    return message.decode()
 
 
 def _register(library: ctypes.CDLL, name: str, array: np.ndarray, writable: bool = True) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -41,6 +41,13 @@ _PRODUCT = {
 }  # fmt: skip
 Results = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Edit = Callable[[str], str]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
 
 
 def operands(dtype: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -165,9 +165,16 @@ void finish_copies(size_t count) {
     me.copies.erase(me.copies.begin(), me.copies.begin() + std::ptrdiff_t(count));
 }
 
+void count_access(const Site* site) {
+    if (++machine->accesses > kMaxAccesses) {
+        fail(site, "the thread runs for ever: it may wait for another thread or block to write");
+    }
+}
+
 }  // namespace
 
 void check_global(uint64_t address, unsigned bytes, Access access, const Site* site) {
+    count_access(site);
     const BufferSpec* buffer = find_buffer(address, bytes);
     if (buffer == nullptr) out_of_bounds(address, bytes, access, site);
     check_aligned(address, bytes, "global", access, site);
@@ -191,6 +198,7 @@ void check_shared_bounds(uint32_t address, unsigned bytes, Access access, const 
 }
 
 void check_shared(uint32_t address, unsigned bytes, Access access, const Site* site) {
+    count_access(site);
     check_shared_bounds(address, bytes, access, site);
     const bool reads = access == Access::kRead || access == Access::kAtomic;
     for (unsigned i = 0; i < bytes; i++) {

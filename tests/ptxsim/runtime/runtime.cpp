@@ -107,6 +107,7 @@ ThreadState& take_ready() {
     ThreadState& thread = m.threads[m.ready[m.ready_first]];
     m.ready_first = (m.ready_first + 1) % kMaxThreads;
     m.ready_count--;
+    m.accesses = 0;
     return thread;
 }
 

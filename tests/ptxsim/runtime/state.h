@@ -15,6 +15,8 @@ constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kMaxWarps = kMaxThreads / kWarpSize;
 constexpr unsigned kBarriers = 16;
 constexpr size_t kStackBytes = 512 << 10;
+// Accesses of a thread while no other runs. One that has so many waits for what cannot come.
+constexpr uint64_t kMaxAccesses = 1 << 24;
 
 struct Copy {
     uint32_t target;
@@ -102,8 +104,9 @@ struct Machine {
     std::vector<SharedByte> shared;
     std::vector<unsigned> ready;  // a ring of thread numbers
     unsigned ready_first, ready_count, live;
-    uint32_t block;  // numbers the blocks from 1
-    uint32_t epoch;  // grows with each barrier of a block and with each block
+    uint64_t accesses;  // since another thread ran
+    uint32_t block;     // numbers the blocks from 1
+    uint32_t epoch;     // grows with each barrier of a block and with each block
     uint64_t random_state;
     uint64_t priority[kMaxWarps];
     bool failed = false;
