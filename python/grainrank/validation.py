@@ -188,9 +188,15 @@ def check_numbers(name: str, values: object, *, positive: bool = False) -> Tenso
     return torch.tensor(values, dtype=torch.float64)
 
 
-@functools.lru_cache(maxsize=256)
 def constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Numbers on a device, not to be written to: copied there once, not in every step."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _kept(values, dtype, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
 
