@@ -1,7 +1,7 @@
 """Levels of the pairs of a tile, for every source: shared by all kernels.
 
-A source is a tuple `(max_level, ...)` of the tensors and numbers below, and its kind; the kinds are
-compile-time constants. Letters as in the dimension key: N, M, K, L, R. `rows` and `columns` are the
+A source is a tuple of the tensors and numbers below, and has a kind; kinds are compile-time
+constants. Letters as in the dimension key: N, M, K, L, R. `rows` and `columns` are the
 indices of the tile's pairs in the batch, int64; `block_rows` those in the row block.
 
 | kind | tensors and numbers |

@@ -53,9 +53,11 @@ def step(name: str, way: str, inputs: Inputs, backend: str, **more: Any) -> Resu
     return {"loss": value.detach(), "d_queries": d_queries, "d_candidates": d_candidates}
 
 
-@functools.lru_cache(maxsize=2)
-def evidence(name: str, way: str, dtype: torch.dtype) -> Any:
-    inputs = [make_inputs(SHAPE, dtype, seed=seed) for seed in range(DRAWS)]
+@functools.lru_cache(maxsize=8)
+def evidence(
+    name: str, way: str, dtype: torch.dtype, shape: Shape = SHAPE, draws: int = DRAWS
+) -> Any:
+    inputs = [make_inputs(shape, dtype, seed=seed) for seed in range(draws)]
     reference = [step(name, way, x, "reference") for x in inputs]
     exact = [step(name, way, x.to(torch.float64), "reference") for x in inputs]
     return inputs, reference, [{k: (v, None) for k, v in e.items()} for e in exact]

@@ -6,6 +6,7 @@ of a prefix are those of the one before plus the product of the features between
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from . import column_tables
 from .batch import Batch
 from .operands import Operand, RowPasses
 from .products import product_
@@ -54,12 +56,18 @@ class Block(NamedTuple):
         return torch.cat(dots).view_as(row)
 
 
-class ColumnTables(NamedTuple):
+@dataclass
+class ColumnTables:
     """The column tables of one view, and their gradients."""
 
     tables: TableSet  # [M, L + 1]
     d_tables: TableGradientSet
-    by_level: dict[str, Tensor | None]  # the same as `column_tables.by_level` lays them out
+    columns: int  # M + Q
+
+    @functools.cached_property
+    def by_level(self) -> dict[str, Tensor | None]:
+        """The same as `column_tables.by_level` lays them out, for the backends that read it so."""
+        return column_tables.by_level(self.tables, self.d_tables, self.columns)
 
 
 class Channel(NamedTuple):

@@ -87,9 +87,7 @@ def sweep_gradients(
     of_columns: list[ColumnTables | None] = [None] * batch.views
     if columns is not None and d_columns is not None:
         for v in range(batch.views):
-            tables, d_tables = columns.of(v), d_columns.of(v)
-            laid = column_tables.by_level(tables, d_tables, batch.num_columns)
-            of_columns[v] = ColumnTables(tables, d_tables, laid)
+            of_columns[v] = ColumnTables(columns.of(v), d_columns.of(v), batch.num_columns)
 
     def channel(item: Rows, view: int) -> Channel:
         here = (view, item.start, item.stop)

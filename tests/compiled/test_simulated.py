@@ -5,21 +5,17 @@ Shapes lie on both sides of the edge of a tile; the threads run in several order
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
 from levels_seen import seen
 from ptxsim.driver import use
-from test_accuracy_losses import LOSSES, WAYS
+from test_accuracy_losses import evidence, step
 from test_level_sources import sources
 from three_ways import judge
-from torch import Tensor
 
-from grainrank import GrainKeys
-from grainrank.testing import Inputs, Shape, make_inputs
+from grainrank.testing import Shape, make_inputs
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CAPABILITIES = [80, 90]
@@ -44,27 +40,10 @@ FORMS = [
 PREFIXES = [("multi_level-temperatures", "prefixes"), ("sup_con", "prefixes")]
 
 
-def step(name: str, way: str, inputs: Inputs, backend: str, **more: Any) -> dict[str, Tensor]:
-    loss, options = LOSSES[name]
-    q, c = (x.clone().requires_grad_() for x in inputs[:2])
-    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
-    value = loss(q, c, levels, backend=backend, **options, **WAYS[way], **more)
-    d_queries, d_candidates = torch.autograd.grad(value, [q, c], 1.5 * torch.ones_like(value))
-    return {"loss": value.detach(), "d_queries": d_queries, "d_candidates": d_candidates}
-
-
-@functools.lru_cache(maxsize=8)
-def evidence(name: str, way: str, shape: Shape, dtype: torch.dtype) -> Any:
-    inputs = [make_inputs(shape, dtype, seed=seed) for seed in SEEDS]
-    reference = [step(name, way, x, "reference") for x in inputs]
-    exact = [step(name, way, x.to(torch.float64), "reference") for x in inputs]
-    return inputs, reference, [{k: (v, None) for k, v in e.items()} for e in exact]
-
-
 def check(
     name: str, way: str, shape: Shape, dtype: torch.dtype, capability: int, product: str
 ) -> None:
-    inputs, reference, truth = evidence(name, way, shape, dtype)
+    inputs, reference, truth = evidence(name, way, dtype, shape, len(SEEDS))
     actual = []
     for seed, x in zip(SEEDS, inputs, strict=True):
         with use(capability, seed=seed):

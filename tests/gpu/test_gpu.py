@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+import test_accuracy_losses as losses
 import torch
 from levels_seen import seen
 from test_accuracy_losses import LOSSES, PAIRS, WAYS, evidence
@@ -24,14 +25,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def step(
     name: str, way: str, inputs: Inputs, device: torch.device, **more: Any
 ) -> dict[str, Tensor]:
-    loss, options = LOSSES[name]
-    if way == "dot":
-        inputs = inputs._replace(queries=inputs.queries / 8, candidates=inputs.candidates / 8)
-    q, c = (x.to(device).requires_grad_() for x in inputs[:2])
-    levels = GrainKeys(inputs.query_keys.to(device), inputs.candidate_keys.to(device))
-    value = loss(q, c, levels, **{"backend": "triton", **more}, **options, **WAYS[way])
-    d_queries, d_candidates = torch.autograd.grad(value, [q, c], 1.5 * torch.ones_like(value))
-    results = {"loss": value.detach(), "d_queries": d_queries, "d_candidates": d_candidates}
+    there = Inputs(*(x.to(device) for x in inputs))
+    results = losses.step(name, way, there, more.pop("backend", "triton"), **more)
     return {key: result.cpu() for key, result in results.items()}
 
 
