@@ -1,22 +1,19 @@
 """Compiles Triton kernels for a GPU that is not here: their launches are recorded, and do nothing.
 
-    with compile_only("sm_90") as compiled:
-        kernel[(4,)](x, y, x.numel(), BLOCK=64)
-    compiled[0].asm["ptx"]
-
-It is written against the inside of Triton 3.9, as ptxsim.driver is.
+with compile_only("sm_90") as compiled:
+    kernel[(4,)](x, y, x.numel(), BLOCK=64)
+compiled[0].asm["ptx"]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from triton import knobs
+from ptxsim.triton_driver import DriverWithoutGPU, UtilitiesWithoutGPU, installed
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
@@ -79,19 +76,12 @@ class _Launcher:
             active.compiled.append(Compiled(metadata.name, id_, active.name, asm, metadata))
 
 
-class _Utilities:
-    """What Triton asks of a device. A kernel that needs too much is recorded, not refused."""
+class _Utilities(UtilitiesWithoutGPU):
+    """A kernel that needs too much is recorded, not refused."""
 
     def __init__(self) -> None:
+        super().__init__(shared_bytes=1 << 30)
         self.asm: dict[str, Any] = {}
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {
-            "max_shared_mem": 1 << 30,
-            "multiprocessor_count": 108,
-            "max_num_regs": 65536,
-            "warpSize": 32,
-        }
 
     def load_binary(
         self, name: str, binary: bytes, shared_bytes: int, device: int
@@ -99,45 +89,15 @@ class _Utilities:
         """The "function" that the launcher gets is all that was compiled."""
         return None, self.asm, 0, 0, 1024
 
-    def unload_module(self, module: None) -> None:
-        pass
 
-
-class _CompilingDriver:
+class _CompilingDriver(DriverWithoutGPU):
     launcher_cls = _Launcher
 
     def __init__(self, name: str) -> None:
+        super().__init__(TARGETS[name], _DEVICES[name])
         self.name = name
         self.compiled: list[Compiled] = []
         self.utils = _Utilities()
-
-    def get_current_target(self) -> GPUTarget:
-        return TARGETS[self.name]
-
-    def get_current_device(self) -> int:
-        return _DEVICES[self.name]
-
-    def set_current_device(self, device: int) -> None:
-        pass
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
-        return divmod(int(TARGETS[self.name].arch), 10)
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_device_interface(self) -> Any:
-        return torch.cpu
-
-    def map_python_to_cpp_type(self, kind: str) -> str:
-        return kind
-
-    @staticmethod
-    def is_active() -> bool:
-        return True
 
 
 @contextmanager
@@ -150,23 +110,14 @@ def compile_only(target: str) -> Iterator[list[Compiled]]:
     if target not in TARGETS:
         raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target}")
     compiling = _CompilingDriver(target)
-    driver_before, hook_before = driver._active, knobs.runtime.kernel_load_start_hook
 
-    def keep_asm(
-        module: Any, function: Any, name: str, metadata_group: Mapping[str, str], key: str
-    ) -> None:
+    def keep(files: Sequence[Path]) -> None:
         binary = ("cubin", "hsaco")
-        paths = [Path(path) for path in metadata_group.values()]
         compiling.utils.asm = {
             kind: path.read_bytes() if kind in binary else path.read_text()
-            for path in paths
+            for path in files
             if (kind := path.suffix[1:]) != "json"
         }
 
-    driver.set_active(compiling)
-    knobs.runtime.kernel_load_start_hook = keep_asm
-    try:
+    with installed(compiling, keep):
         yield compiling.compiled
-    finally:
-        knobs.runtime.kernel_load_start_hook = hook_before
-        driver._active = driver_before

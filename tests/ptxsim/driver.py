@@ -18,12 +18,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from .errors import SimulatorError
 from .kernel import Buffer, Kernel, Launch, Options
+from .triton_driver import DriverWithoutGPU, UtilitiesWithoutGPU, installed
 
 __all__ = ["use"]
 
@@ -119,22 +119,12 @@ def _flatten(
         values.append(struct.pack("<Q", tensor.data_ptr()))
 
 
-class _Utilities:
-    """What Triton asks of a device."""
-
+class _Utilities(UtilitiesWithoutGPU):
     def __init__(self, capability: int, edit: Callable[[str], str] | None) -> None:
-        self._capability = capability
+        super().__init__(_SHARED_BYTES[capability])
         self._edit = edit
         self.ptx = ""
         self._loaded: dict[str, Kernel] = {}
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {
-            "max_shared_mem": _SHARED_BYTES[self._capability],
-            "multiprocessor_count": 108,
-            "max_num_regs": 65536,
-            "warpSize": 32,
-        }
 
     def load_binary(
         self, name: str, binary: bytes, shared_bytes: int, device: int
@@ -145,42 +135,18 @@ class _Utilities:
             self._loaded[self.ptx] = Kernel(ptx, name)
         return None, self._loaded[self.ptx], 0, 0, 1024
 
-    def unload_module(self, module: None) -> None:
-        pass
 
-
-class _SimulatorDriver:
+class _SimulatorDriver(DriverWithoutGPU):
     launcher_cls: ClassVar[type[_Launcher]] = _Launcher
 
     def __init__(
         self, capability: int, options: Options, edit: Callable[[str], str] | None
     ) -> None:
-        self.capability = capability
+        # A device for each capability, and for each edit.
+        device = capability if edit is None else next(_devices)
+        super().__init__(GPUTarget("cuda", capability, 32), device)
         self.options = options
         self.utils = _Utilities(capability, edit)
-        # Triton keeps loaded kernels by device: one for each capability, and for each edit.
-        self._device = capability if edit is None else next(_devices)
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_current_device(self) -> int:
-        return self._device
-
-    def set_current_device(self, device: int) -> None:
-        pass
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
-        return divmod(self.capability, 10)
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def get_device_interface(self) -> Any:
-        return torch.cpu
 
     def get_benchmarker(self) -> Callable[..., Sequence[float]]:
         """Each configuration of an autotuner runs once, and all count as equally fast."""
@@ -199,13 +165,6 @@ class _SimulatorDriver:
     def clear_cache(self, cache: Tensor) -> None:
         pass
 
-    def map_python_to_cpp_type(self, kind: str) -> str:
-        return kind
-
-    @staticmethod
-    def is_active() -> bool:
-        return True
-
 
 @contextmanager
 def use(
@@ -223,18 +182,9 @@ def use(
     if cc not in _SHARED_BYTES:
         raise SimulatorError(f"cc must be one of {sorted(_SHARED_BYTES)}, got {cc}")
     simulator = _SimulatorDriver(cc, Options(seed, races, initialised), edit)
-    driver_before, hook_before = driver._active, knobs.runtime.kernel_load_start_hook
 
-    def keep_ptx(
-        module: Any, function: Any, name: str, metadata_group: Mapping[str, str], key: str
-    ) -> None:
-        path = next(p for file, p in metadata_group.items() if file.endswith(".ptx"))
-        simulator.utils.ptx = Path(path).read_text()
+    def keep(files: Sequence[Path]) -> None:
+        simulator.utils.ptx = next(f for f in files if f.suffix == ".ptx").read_text()
 
-    driver.set_active(simulator)
-    knobs.runtime.kernel_load_start_hook = keep_ptx
-    try:
+    with installed(simulator, keep):
         yield
-    finally:
-        knobs.runtime.kernel_load_start_hook = hook_before
-        driver._active = driver_before
