@@ -6,10 +6,30 @@
 // in two halves, so that neither overflows or underflows before the product does.
 #pragma once
 
+#include <math.h>
+
 #include "vector.h"
 
 namespace grainrank {
 namespace GRAINRANK_ISA {
+
+#if defined(__CUDACC__)
+
+// A GPU has instructions of its own for these.
+template <class T>
+GRAINRANK_INLINE T exponential(T x) {
+    return ::exp(x);
+}
+template <class T>
+GRAINRANK_INLINE T probability(T x) {
+    return ::exp(x);
+}
+template <class T>
+GRAINRANK_INLINE T log1p_unit(T u) {
+    return ::log1p(u);
+}
+
+#else
 
 template <class T>
 struct ExpConstants;
@@ -111,6 +131,8 @@ GRAINRANK_INLINE typename Lanes<T>::Float log1p_unit(typename Lanes<T>::Float u)
     for (int i = kLast - 1; i > 0; --i) p = p * square + T(1) / T(2 * i + 1);
     return (w + w) * (p * square) + (w + w);
 }
+
+#endif  // __CUDACC__
 
 }  // namespace GRAINRANK_ISA
 }  // namespace grainrank

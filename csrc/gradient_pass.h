@@ -76,11 +76,7 @@ class PairGradients {
     static GRAINRANK_INLINE Float pair(Float z, Integer level, Float lse, Float d_lse,
                                        Float d_total, Float neg_lse, Float d_neg_lse) {
         Float g = gradient<T>(z, lse, d_lse, d_total);
-        if constexpr (kFull) {
-            // Level 0 has no negative part, and exp(-z) of it may be infinite.
-            const Float negative = negative_gradient<T>(z, neg_lse, d_neg_lse);
-            g += level > Integer{} ? negative : Float{};
-        }
+        if constexpr (kFull) g += negative_gradient<T>(z, level, neg_lse, d_neg_lse);
         return level < Integer{} ? Float{} : g;
     }
 
@@ -152,7 +148,7 @@ template <class T>
 void add_by_level(const T* a, const T* b, const int32_t* level, int64_t n, int levels, T* out) {
     double sums[kMaxLevels] = {};
     for (int64_t j = 0; j < n; ++j)
-        sums[level[j] > 0 ? level[j] : 0] += static_cast<double>(a[j]) * static_cast<double>(b[j]);
+        sums[entry(level[j])] += static_cast<double>(a[j]) * static_cast<double>(b[j]);
     for (int l = 0; l < levels; ++l) out[l] += static_cast<T>(sums[l]);
 }
 

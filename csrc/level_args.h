@@ -6,6 +6,10 @@
 
 namespace grainrank {
 
+// The value that lse, neg_lse and highest hold for an empty level; lowest holds its negative.
+// Finite, so that a difference of two empty levels is 0 and never NaN.
+constexpr double kEmpty = -1e30;
+
 constexpr int kMaxLevel = 15;
 constexpr int kMaxLevels = kMaxLevel + 1;
 

@@ -69,7 +69,7 @@ inline int64_t match_prefix(const LevelLeaf& args, int64_t i, int64_t begin, int
         found = 0;
         for (int64_t j = 0; j < n; ++j) {
             const int32_t match =
-                key_match(keys[j], query_keys[k]) & (level[j] == static_cast<int32_t>(k));
+                finer_match(key_match(keys[j], query_keys[k]), level[j], static_cast<int32_t>(k));
             level[j] += match;
             found += match;
         }
@@ -130,14 +130,14 @@ inline int64_t find_bands(const LevelLeaf& args, int64_t i, int64_t begin, int64
         if (args.by_column) {
             const float* threshold = args.thresholds + l * args.threshold_stride + begin;
             for (int64_t j = 0; j < n; ++j) {
-                const int32_t above = similarity[j] >= threshold[j];
+                const int32_t above = above_threshold(similarity[j], threshold[j]);
                 level[j] += above;
                 found += above;
             }
         } else {
             const float threshold = args.thresholds[i * args.threshold_stride + l];
             for (int64_t j = 0; j < n; ++j) {
-                const int32_t above = similarity[j] >= threshold;
+                const int32_t above = above_threshold(similarity[j], threshold);
                 level[j] += above;
                 found += above;
             }
@@ -177,16 +177,12 @@ inline bool row_levels(const LevelArgs& args, int64_t i, int64_t begin, int64_t 
         bool other_valid = true;
         not_zero += leaf_levels(args.leaves[k], i, begin, n, columns, other, other_valid);
         valid = valid && other_valid;
-        for (int64_t j = 0; j < n; ++j) {
-            const int32_t a = out.level[j], b = other[j];
-            const int32_t higher = a > b ? a : b;
-            out.level[j] = (a | b) < 0 ? -1 : higher;
-        }
+        for (int64_t j = 0; j < n; ++j) out.level[j] = united(out.level[j], other[j]);
     }
     for (const LevelExclusion& exclusion : args.exclusions) {
         const int32_t id = exclusion.query_ids[i];
         const int32_t* ids = exclusion.candidate_ids + begin;
-        for (int64_t j = 0; j < n; ++j) out.level[j] = ids[j] == id ? -1 : out.level[j];
+        for (int64_t j = 0; j < n; ++j) out.level[j] = excluded(out.level[j], id, ids[j]);
     }
     for (int64_t j = n; j < n + kPadding; ++j) out.level[j] = -1;
     out.mixed = not_zero * 16 > n;

@@ -29,13 +29,9 @@ void logits(const Block<T>& block, const T* factors, const T* s, const int32_t* 
             T* z) {
     const T scale = block.scale, m = block.circle_margin;
     if (block.circle) {
-        for (int64_t j = 0; j < n; ++j) {
-            const T below = circle_weight(s[j], m, false) * (s[j] - m);
-            const T above = circle_weight(s[j], m, true) * (s[j] - (T(1) - m));
-            z[j] = scale * (level[j] > 0 ? above : below);
-        }
+        for (int64_t j = 0; j < n; ++j) z[j] = circle_logit(s[j], scale, m, level[j] > 0);
     } else if (factors) {
-        for (int64_t j = 0; j < n; ++j) z[j] = scale * factors[level[j] > 0 ? level[j] : 0] * s[j];
+        for (int64_t j = 0; j < n; ++j) z[j] = scale * factors[entry(level[j])] * s[j];
     } else {
         for (int64_t j = 0; j < n; ++j) z[j] = logit(s[j], scale);
     }
@@ -49,7 +45,7 @@ void through_logits(const Block<T>& block, const T* factors, const T* s, const i
         const T m = block.circle_margin;
         for (int64_t j = 0; j < n; ++j) g[j] *= circle_weight(s[j], m, level[j] > 0);
     } else if (factors) {
-        for (int64_t j = 0; j < n; ++j) g[j] *= factors[level[j] > 0 ? level[j] : 0];
+        for (int64_t j = 0; j < n; ++j) g[j] *= factors[entry(level[j])];
     }
 }
 
@@ -67,7 +63,7 @@ void apply_ceiling(const Block<T>& block, bool by_column, int64_t r, int64_t beg
         const T ceiling = by_column ? ceilings.columns[begin + j] : ceilings.rows[i];
         const bool kept =
             ceilings.query_ids && ceilings.query_ids[i] == ceilings.candidate_ids[begin + j];
-        if (level[j] == 0 && similarity > ceiling && !kept) level[j] = -1;
+        level[j] = grainrank::GRAINRANK_ISA::under_ceiling(level[j], similarity, ceiling, kept);
     }
 }
 

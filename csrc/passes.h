@@ -8,9 +8,6 @@
 
 namespace grainrank {
 
-// The value that lse, neg_lse and highest hold for an empty level; lowest holds its negative.
-// Finite, so that a difference of two empty levels is 0 and never NaN.
-constexpr double kEmpty = -1e30;
 enum class Status : int { kOk = 0, kLevelOutOfRange = 1 };
 
 // Pairs of level 0 whose similarity is above the ceiling of their row are ignored: they are likely

@@ -7,22 +7,6 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
-template <class T>
-struct Softplus {
-    typename Lanes<T>::Float value;  // log(1 + exp(x))
-    typename Lanes<T>::Float slope;  // its derivative, sigmoid(x)
-};
-
-template <class T>
-GRAINRANK_INLINE Softplus<T> softplus(typename Lanes<T>::Float x) {
-    using Float = typename Lanes<T>::Float;
-    const Float zero = Float{};
-    const auto positive = x > zero;
-    const Float u = exponential<T>(positive ? -x : x);  // of -|x|: never overflows
-    const Float one = Lanes<T>::splat(T(1));
-    return {(positive ? x : zero) + log1p_unit<T>(u), (positive ? one : u) / (u + T(1))};
-}
-
 // Thresholds of the levels of a pair: t, and the sign of x = sign * (z - t).
 template <class T>
 GRAINRANK_INLINE typename Lanes<T>::Float by_level(const T* of_level, int count,
@@ -72,7 +56,7 @@ bool softplus_row(const SoftplusPass<T>& pass, int64_t r) {
             const Float x = V::load(z + j);
             Float g;
             if (zero) {
-                const Softplus<T> pair = softplus<T>(x - thresholds[0]);
+                const Softplus<Float> pair = softplus<T>(x - thresholds[0]);
                 values[0] += pair.value;
                 slopes[0] += pair.slope;
                 g = in.weights ? pair.slope * in.weights[0] : Float{};
@@ -80,7 +64,7 @@ bool softplus_row(const SoftplusPass<T>& pass, int64_t r) {
                 const Integer level = V::load_levels(chunk.level + j);
                 const auto positive = level > Integer{};
                 const Float above = x - by_level<T>(thresholds, count, level);
-                const Softplus<T> pair = softplus<T>(positive ? -above : above);
+                const Softplus<Float> pair = softplus<T>(positive ? -above : above);
                 for (int l = in.positives ? 1 : 0; l < count; ++l) {
                     const auto here = level == V::splat_integer(l);
                     values[l] += here ? pair.value : Float{};
@@ -127,7 +111,8 @@ void add_softplus_gradient(const RowGradientArgs<T>& in, int max_level, int64_t 
         memcpy(values, z + j, rest * sizeof(T));
         memcpy(sums, g + j, rest * sizeof(T));
         const Integer y = V::load_levels(level + j);
-        const Softplus<T> pair = softplus<T>(by_level<T>(thresholds, count, y) - V::load(values));
+        const Softplus<Float> pair =
+            softplus<T>(by_level<T>(thresholds, count, y) - V::load(values));
         const Float part = pair.slope * by_level<T>(d, count, y);
         V::store(sums, V::load(sums) - (y > Integer{} ? part : Float{}));
         memcpy(g + j, sums, rest * sizeof(T));

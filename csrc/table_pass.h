@@ -3,8 +3,6 @@
 // level.
 #pragma once
 
-#include <math.h>
-
 #include <type_traits>
 
 #include "logits.h"
@@ -14,12 +12,6 @@ namespace GRAINRANK_ISA {
 
 GRAINRANK_INLINE float scalar_exp(float x) { return expf(x); }
 GRAINRANK_INLINE double scalar_exp(double x) { return ::exp(x); }
-
-// log(factor * sum) for factor = exp(shift), rounded once.
-template <class T>
-GRAINRANK_INLINE T shifted_log(T sum, T shift) {
-    return static_cast<T>(::log(static_cast<double>(sum)) + static_cast<double>(shift));
-}
 
 // Logits are close when they differ by at most this: exp of the difference is far from underflow,
 // and the logarithm of a sum of such exponentials is no larger than the logits themselves may be.
@@ -357,6 +349,52 @@ class LevelTables {
     Count count_[kSlots], highest_at_[kSlots], lowest_at_[kSlots];
 };
 
+// The same without vectors: pair by pair.
+template <class T, bool kAll, int kLevels>
+class ScalarTables {
+    static constexpr int kSlots = kLevels > 0 ? kLevels : kMaxLevels;
+
+  public:
+    void start(int max_level) {
+        levels_ = max_level + 1;
+        tables_ = {};
+    }
+
+    void add_chunk(const T* z, const int32_t* levels, bool, int64_t first, int64_t steps,
+                   int64_t stride) {
+        PairTables<T, kAll, kSlots> chunk;
+        for (int64_t s = 0; s < steps; ++s)
+            chunk.add(z[s * stride], levels[s * stride], static_cast<int32_t>(first + s), levels_);
+        tables_.merge(chunk, levels_);
+    }
+
+    void write(const Tables<T>& out, int64_t row, int) const {
+        for (int l = 0; l < levels_; ++l) {
+            const LevelPart<T, kAll>& part = tables_.parts[l];
+            const int64_t at = row * levels_ + l;
+            out.lse[at] = lse_of<T>(part);
+            out.total[at] = part.total;
+            out.count[at] = part.count;
+            if constexpr (kAll) {
+                const LevelEntry<T> entry = entry_of<T>(part, l);
+                out.neg_lse[at] = entry.neg_lse;
+                out.highest[at] = entry.highest;
+                out.lowest[at] = entry.lowest;
+                out.highest_at[at] = part.highest.at;
+                out.lowest_at[at] = part.lowest.at;
+            }
+        }
+    }
+
+  private:
+    int levels_;  // L + 1
+    PairTables<T, kAll, kSlots> tables_;
+};
+
+template <class T, bool kAll, int kLevels, Lane kLane>
+using TablesOf = std::conditional_t<Lanes<T>::kWidth == 1, ScalarTables<T, kAll, kLevels>,
+                                    LevelTables<T, kAll, kLevels, kLane>>;
+
 // No more than 64 numbers (32 without vectors) are added into one lane before the lanes are added
 // up, as pairwise summation would; long sums in one lane lose the accuracy of short ones.
 template <class T>
@@ -381,7 +419,7 @@ bool table_row(const TablePass<T>& pass, int64_t r) {
     alignas(64) T z[kTableChunk<T> + kPadding];
     T scratch[kTableChunk<T>];
     ChunkLevels chunk;
-    LevelTables<T, kAll, kLevels, Lane::kAlong> tables;
+    TablesOf<T, kAll, kLevels, Lane::kAlong> tables;
     tables.start(pass.levels.max_level);
     for (int64_t begin = 0; begin < block.columns; begin += kTableChunk<T>) {
         const int64_t left = block.columns - begin;
@@ -423,7 +461,7 @@ bool table_strip(const TablePass<T>& pass, int64_t strip) {
     alignas(64) int32_t levels[kLaneTerms<T> * kStrip];
     T scratch[kStrip];
     ChunkLevels row;
-    LevelTables<T, kAll, kLevels, Lane::kAcross> tables[kVectors];
+    TablesOf<T, kAll, kLevels, Lane::kAcross> tables[kVectors];
     for (auto& t : tables) t.start(pass.levels.max_level);
     const int64_t begin = strip * kStrip, left = pass.table_columns - begin;
     const int64_t n = left < kStrip ? left : kStrip;

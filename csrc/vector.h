@@ -1,16 +1,23 @@
 // Vectors of one instruction set, on the compiler's vector extensions: the arithmetic operators,
 // comparisons and `mask ? a : b` mean the same for a vector and for a plain number, so the passes
-// are written once. Only passes.cpp includes this; everything is inlined into the namespace of its
-// instruction set.
+// are written once. Everything is inlined into the namespace of its instruction set; that of CUDA
+// has plain numbers (kernels/cuda/pairs.cuh).
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__GNUC__)
+#if defined(__CUDACC__)
+#define GRAINRANK_INLINE inline __host__ __device__
+#elif defined(__GNUC__)
 #define GRAINRANK_INLINE inline __attribute__((always_inline))
 #else
 #define GRAINRANK_INLINE inline
+#endif
+#if defined(__CUDA_ARCH__)
+#define GRAINRANK_UNROLL _Pragma("unroll")
+#else
+#define GRAINRANK_UNROLL
 #endif
 
 namespace grainrank {
