@@ -135,7 +135,7 @@ struct ExponentialSum {
 template <class T>
 struct Extreme {
     T value;
-    int32_t at = -1;
+    typename Lanes<T>::ScalarInteger at = -1;
 
     GRAINRANK_INLINE void merge_higher(const Extreme& other) { merge(other, other.value > value); }
     GRAINRANK_INLINE void merge_lower(const Extreme& other) { merge(other, other.value < value); }
@@ -153,7 +153,7 @@ template <class T, bool kAll>
 struct LevelPart {
     ExponentialSum<T> exponentials;
     T total = T(0);
-    int32_t count = 0;
+    typename Lanes<T>::ScalarInteger count = 0;  // as wide as T: no padding between
 
     GRAINRANK_INLINE void merge(const LevelPart& other) {
         exponentials.merge(other.exponentials);
@@ -164,7 +164,7 @@ struct LevelPart {
 
 template <class T>
 struct LevelPart<T, true> : LevelPart<T, false> {
-    ExponentialSum<T> negative;  // of the negated logits; not of level 0
+    ExponentialSum<T> negative;  // of the negated logits
     Extreme<T> highest{T(kEmpty)}, lowest{T(-kEmpty)};
 
     GRAINRANK_INLINE void merge(const LevelPart& other) {
@@ -209,9 +209,7 @@ struct PairTables {
             if (l >= levels) break;
             reference = level == l ? parts[l].exponentials.reference : reference;
             if constexpr (kAll)
-                if (l > 0)
-                    negative_reference =
-                        level == l ? parts[l].negative.reference : negative_reference;
+                negative_reference = level == l ? parts[l].negative.reference : negative_reference;
         }
         const T far = ExponentialSum<T>::kFar;
         bool raised = z - reference > far;
@@ -229,7 +227,7 @@ struct PairTables {
             part.total += z;
             part.count += 1;
             if constexpr (kAll) {
-                if (l > 0) part.negative.sum += negative;
+                part.negative.sum += negative;
                 if (z > part.highest.value) part.highest = {z, at};
                 if (z < part.lowest.value) part.lowest = {z, at};
             }
@@ -256,7 +254,7 @@ struct PairTables {
                 reference = z;
             }
             if constexpr (kAll)
-                if (l > 0 && -z - negative_reference > far) {
+                if (-z - negative_reference > far) {
                     parts[l].negative.raise(-z);
                     negative_reference = -z;
                 }

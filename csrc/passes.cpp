@@ -156,6 +156,8 @@ Passes<T> passes() {
 
 }  // namespace
 
+// dispatch.cpp declares it, for each instruction set.
+// NOLINTNEXTLINE(misc-use-internal-linkage)
 InstructionSet instruction_set() {
     return {GRAINRANK_NAME(GRAINRANK_ISA), passes<float>(), passes<double>()};
 }

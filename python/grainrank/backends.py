@@ -35,15 +35,10 @@ def check_backend(backend: str, device: torch.device) -> None:
     if backend not in BACKENDS:
         allowed = ", ".join(repr(name) for name in BACKENDS)
         raise ValueError(f"backend must be one of {allowed}, got {backend!r}")
-    if backend == "cuda":
-        raise ValueError(
-            'backend="cuda" is not part of this release; '
-            'use backend="triton" on GPU tensors, or "auto"'
-        )
-    if backend == "triton":
-        error = _triton_error(device.type)
+    if backend in _GPU_ERRORS:
+        error = _GPU_ERRORS[backend](device.type)
         if error is not None:
-            raise ValueError(f'backend="triton" {error}; or use backend="auto"')
+            raise ValueError(f'backend="{backend}" {error}; or use backend="auto"')
     if backend == "cpu" and device.type != "cpu":
         raise ValueError(
             f'backend="cpu" needs CPU tensors, got queries on {device}; use backend="auto"'
@@ -111,18 +106,40 @@ def _triton_error(device_type: str) -> str | None:
     return f"needs tensors on a GPU that Triton supports, got queries on {device_type}"
 
 
+def _cuda_error(device_type: str) -> str | None:
+    """Why the CUDA C++ passes cannot run on tensors of a device, and the mend; or None."""
+    try:
+        importlib.import_module("grainrank._cuda")
+    except ImportError as error:
+        return (
+            f"is not part of this installation ({error}): reinstall grainrank with nvcc on the "
+            "PATH and GRAINRANK_CUDA=ON"
+        )
+    if device_type == "cuda" and torch.version.hip is None:
+        return None
+    return f"needs tensors on an NVIDIA GPU, got queries on {device_type}"
+
+
+_GPU_ERRORS: dict[str, Callable[[str], str | None]] = {
+    "triton": lambda device_type: _triton_error(device_type),
+    "cuda": lambda device_type: _cuda_error(device_type),
+}
+
+
 @functools.cache
 def _pick(device_type: str) -> str:
     """What `auto` means for a device; says so once."""
     if device_type != "cpu":
-        error = _triton_error(device_type)
-        if error is not None:
+        errors = {name: error(device_type) for name, error in _GPU_ERRORS.items()}
+        found = next((name for name, error in errors.items() if error is None), None)
+        if found is None:
             logger.warning(
-                "backend: auto picked reference, which stores the N x M matrix: triton %s", error
+                "backend: auto picked reference, which stores the N x M matrix: %s",
+                "; ".join(f"{name} {error}" for name, error in errors.items()),
             )
             return "reference"
-        logger.info("backend: auto picked triton for %s tensors", device_type)
-        return "triton"
+        logger.info("backend: auto picked %s for %s tensors", found, device_type)
+        return found
     error = _native_error()
     if error is not None:
         logger.warning(
@@ -148,6 +165,9 @@ def _passes(batch: Batch, backend: str) -> Passes | None:
     make: Callable[..., Passes]
     if name == "triton":
         make = importlib.import_module("grainrank.triton_passes").TritonPasses
+        return make(batch)
+    if name == "cuda":
+        make = importlib.import_module("grainrank.cuda_passes").CudaPasses
         return make(batch)
     error = _native_error()
     if error is not None:

@@ -40,6 +40,7 @@ class CpuPasses:
     moment_rows: int = _native.MOMENT_ROWS
     fused = False
     factored = False
+    row_multiple = 1
     column_table_bytes = 0.0
 
     def __init__(self, batch: Batch, instruction_set: str | None = None) -> None:

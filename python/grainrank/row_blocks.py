@@ -87,6 +87,8 @@ class Passes(RowPasses, Protocol):
     moment_rows: int
     #: Whether the passes compute the products themselves.
     fused: bool
+    #: Rows of a block are a multiple of so many columns apart.
+    row_multiple: int
     #: What the column tables of a block need besides, for each of its rows and columns.
     column_table_bytes: float
 
@@ -208,14 +210,17 @@ class RowBlocks:
         pair_bytes += 4 * batch.levels.num_references
         pair_bytes += passes.column_table_bytes if self._columns else 0
         rows = block_rows(n, columns * pair_bytes, batch.workspace_mb)
-        shape = prefixes, rows, columns
+        apart = -(-columns // passes.row_multiple) * passes.row_multiple
+        shape = prefixes, rows, apart
         workspace: AbstractContextManager[Tensor | None] = nullcontext()
         if not passes.fused:
             workspace = passes.workspace(*shape)
-        with workspace as similarities:
+        with workspace as memory:
+            similarities = None if memory is None else memory[..., :columns]
             gradient = similarities if self._with_gradients else None
             if own:
-                gradient = batch.queries.new_empty(shape, dtype=passes.operand_dtype)
+                memory = batch.queries.new_empty(shape, dtype=passes.operand_dtype)
+                gradient = memory[..., :columns]
             for start in range(0, n, rows):
                 yield self._block(start, min(start + rows, n), similarities, gradient)
 

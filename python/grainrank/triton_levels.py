@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .gpu_levels import int8_levels, same_dtype
 from .levels import (
     Ceiled,
     DenseLevels,
@@ -20,7 +21,6 @@ from .levels import (
     SimilarityBands,
     SparseLevels,
     Union,
-    check_level_range,
 )
 from .reference_block import ReferenceBlock
 
@@ -64,11 +64,7 @@ class TritonLevels:
             queries, candidates = same_dtype(*source.tensors)
             return source.match, (queries.contiguous(), candidates.t().contiguous())
         if isinstance(source, DenseLevels):
-            (levels,) = source.tensors
-            # Waits for the GPU, which a graph that is being captured cannot.
-            if not (levels.is_cuda and torch.cuda.is_current_stream_capturing()):
-                check_level_range(levels, source.max_level)
-            return "dense", (levels.to(torch.int8).contiguous(),)
+            return "dense", (int8_levels(source),)
         if isinstance(source, SparseLevels):
             ends, indices, levels, *_ = source.tensors
             return "sparse", (ends, indices.to(torch.int32), levels)
@@ -78,8 +74,3 @@ class TritonLevels:
         self._bands.append((len(self._leaves), ReferenceBlock(queries, candidates)))
         kind = "bands_by_column" if own and source.side == "columns" else "bands"
         return kind, (thresholds.contiguous(), thresholds.shape[1] if own else 0)
-
-
-def same_dtype(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = torch.promote_types(queries.dtype, candidates.dtype)
-    return queries.to(dtype).contiguous(), candidates.to(dtype).contiguous()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import triton_launch
 from .batch import Batch
+from .gpu_levels import same_dtype
 from .kernels.gradients import gradient_block, softplus_sums
 from .kernels.rows import finish_rows, row_norms
 from .kernels.tables import level_tables, merge_tables
@@ -25,7 +26,7 @@ from .reference_block import ReferenceBlock
 from .row_blocks import Block, Channel
 from .table_sets import TableSet
 from .triton_launch import Launch, Width, launch_for, narrower, precision_of
-from .triton_levels import TritonLevels, same_dtype
+from .triton_levels import TritonLevels
 
 ROW_WARPS = 4  # of the kernels over rows of embeddings
 MERGED = 256  # entries that a program of `merge_tables` merges
@@ -39,6 +40,7 @@ class TritonPasses:
     """The passes for one batch; holds the level data in the layout that the kernels read."""
 
     factored = True
+    row_multiple = 1
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch

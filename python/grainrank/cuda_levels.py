@@ -1,0 +1,50 @@
+"""Level sources as the CUDA kernels read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _cuda  # type: ignore[attr-defined]
+from . import cuda_launch
+from .gpu_levels import int8_levels, same_dtype
+from .level_pointers import LevelPointers
+from .levels import DenseLevels, GrainKeys
+
+
+class CudaLevels(LevelPointers):
+    """The level data of one batch, and the arguments for its row blocks."""
+
+    def at(self, start: int, stop: int) -> Any:
+        """For the rows `start..stop`; valid until the next call."""
+        sources = [_cuda.Source(**leaf) for leaf in self.leaves_at(start, stop)]
+        return _cuda.Levels(self.max_level, sources, self.exclusions)
+
+    def compared(self, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """As int64 where they are given so, else as int32."""
+        queries, candidates = same_dtype(queries, candidates)
+        if queries.dtype == torch.int64:
+            return queries, candidates
+        return queries.to(torch.int32), candidates.to(torch.int32)
+
+    def dense(self, source: DenseLevels) -> Tensor:
+        return int8_levels(source)
+
+    def kind(self, name: str) -> int:
+        return int(getattr(_cuda.SourceKind, name))
+
+    def exclusion(self, queries: Tensor, candidates: Tensor) -> Any:
+        return self.ids(queries, candidates)
+
+    def ids(self, queries: Tensor, candidates: Tensor) -> Any:
+        """Of ids that were compared()."""
+        return _cuda.Ids(self.hold(queries), self.hold(candidates), queries.dtype == torch.int64)
+
+    def address(self, tensor: Tensor) -> int:
+        return cuda_launch.pointer(tensor)
+
+    def _keys(self, source: GrainKeys) -> dict[str, Any]:
+        wide = self.compared(*source.tensors)[0].dtype == torch.int64
+        return super()._keys(source) | {"wide_keys": wide}
