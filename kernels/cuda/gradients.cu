@@ -167,7 +167,7 @@ __device__ void store_column_moments(T* moments, const Place& at, int lane, int 
 }
 
 template <class T, class G>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     gradients_kernel(const __grid_constant__ GrainrankBlock block,
                      const __grid_constant__ GrainrankGradientArgs args, int lanes,
                      int64_t row_tiles) {

@@ -8,6 +8,10 @@
 namespace grainrank {
 namespace cuda {
 
+// Blocks of 256 threads that a multiprocessor has room for at least: 128 registers each, or all.
+template <class T>
+constexpr int kResident = sizeof(T) == sizeof(float) ? 2 : 1;
+
 constexpr int64_t kMostLines = int64_t(1) << 31;
 
 __host__ inline int64_t divided(int64_t n, int64_t by) { return (n + by - 1) / by; }

@@ -44,7 +44,7 @@ __device__ void add_pairs(const GrainrankSoftplusArgs& args, int levels, int64_t
 }
 
 template <class T, class G>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == sizeof(float) ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     softplus_kernel(const __grid_constant__ GrainrankBlock block,
                     const __grid_constant__ GrainrankSoftplusArgs args, int64_t row_groups) {
     const int levels = block.levels.max_level + 1, lane = threadIdx.x % kWarp;

@@ -186,7 +186,7 @@ struct Tile {
 };
 
 template <class T, bool kAll>
-__global__ void __launch_bounds__(kMostRows, 2)
+__global__ void __launch_bounds__(kMostRows, kResident<T>)
     tables_kernel(const __grid_constant__ GrainrankBlock block, const T* factors,
                   int64_t table_columns, int64_t row_tiles, int64_t columns_per_split,
                   LevelPart<T, kAll>* row_parts, LevelPart<T, kAll>* column_parts) {

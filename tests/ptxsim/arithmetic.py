@@ -33,6 +33,7 @@ _COMPARE = {
     "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
     "lo": "<", "ls": "<=", "hi": ">", "hs": ">=",
 }  # fmt: skip
+_DIRECTIONS = {"rm": "FE_DOWNWARD", "rp": "FE_UPWARD", "rz": "FE_TOWARDZERO"}
 _BITWISE = {"and": "&", "or": "|", "xor": "^"}
 
 
@@ -89,13 +90,20 @@ def _saturated(instruction: Instruction, expression: str) -> str:
     return f"saturate({expression})" if instruction.has("sat") else expression
 
 
-@handles("add", "sub", modifiers="rn ftz sat")
+def _directed(instruction: Instruction, factors_and_term: str) -> str:
+    """a * b + c, rounded towards one side; "" where it is to the nearest."""
+    found = next((m for m in instruction.modifiers if m in _DIRECTIONS), None)
+    return f"directed_fma({_DIRECTIONS[found]}, {factors_and_term})" if found else ""
+
+
+@handles("add", "sub", modifiers="rn rm rp rz ftz sat")
 @_halves
 def _add(context: Context, instruction: Instruction) -> str:
     kind, sign = instruction.type, "+" if instruction.base == "add" else "-"
     a, b = context.value(1), context.value(2)
     if is_float(kind):
-        return context.result(_saturated(instruction, f"{a} {sign} {b}"))
+        exact = _directed(instruction, f"{b}, {CPP_TYPES[kind]}({sign}1), {a}")
+        return context.result(_saturated(instruction, exact or f"{a} {sign} {b}"))
     if instruction.has("sat"):
         return context.result(f"saturate_integer<{CPP_TYPES[kind]}>((int64_t){a} {sign} {b})")
     unsigned = _unsigned(kind)
@@ -125,10 +133,11 @@ def _multiply(context: Context, instruction: Instruction) -> str:
     return context.result(f"({cpp})({product})", result)
 
 
-@handles("fma", modifiers="rn ftz sat relu")
+@handles("fma", modifiers="rn rm rp rz ftz sat relu")
 @_halves
 def _fma(context: Context, instruction: Instruction) -> str:
-    fused = f"std::fma({context.value(1)}, {context.value(2)}, {context.value(3)})"
+    operands = f"{context.value(1)}, {context.value(2)}, {context.value(3)}"
+    fused = _directed(instruction, operands) or f"std::fma({operands})"
     return context.result(_saturated(instruction, fused))
 
 

@@ -55,11 +55,15 @@ def _run(arguments: list[str]) -> None:
         raise SimulatorError(f"{' '.join(arguments)} failed:\n{done.stderr[:2000]}")
 
 
-def _compile(arguments: list[str]) -> None:
+def required_compiler() -> str:
     gxx = compiler()
     if gxx is None:
         raise SimulatorError("the simulator needs g++ to compile what it translates")
-    _run([gxx, *_FLAGS, *_machine_flags(), *arguments])
+    return gxx
+
+
+def _compile(arguments: list[str]) -> None:
+    _run([required_compiler(), *_FLAGS, *_machine_flags(), *arguments])
 
 
 @functools.cache

@@ -56,6 +56,7 @@ class Context:
         self._registers: list[dict[str, str]] = [{}]
         self._numbered: list[dict[str, str]] = [{}]
         self.parameters: dict[str, str] = {}  # C++ expression of the first byte
+        self.parameter_bytes = 0  # of a kernel, which may take their addresses
         self.sites: list[tuple[str, int]] = []
         self.instruction = Instruction(0, "", "", "", ())
         self._last_with_site = self.instruction
@@ -110,6 +111,8 @@ class Context:
         base, _, offset = (part.strip() for part in operand.partition("+"))
         if base in self._shared:
             return f"({cpp}){self._shared[base] + integer(offset or '0')}u"
+        if base in self.parameters and self.parameter_bytes:
+            return f"({cpp})((uint64_t)({self.parameters[base]}) + {integer(offset or '0')})"
         if base in self._in_memory:
             return f"({cpp})((uint64_t){identifier('v', base)} + {integer(offset or '0')})"
         raise SimulatorError(f"unknown operand {operand!r}")

@@ -53,6 +53,10 @@ class KernelLayout:
     def entry_point(self) -> str:
         return identifier("ptxsim_run_", self.name)
 
+    @property
+    def layout_table(self) -> str:
+        return identifier("ptxsim_layout_", self.name)
+
 
 @dataclass(frozen=True)
 class Translation:
@@ -189,9 +193,9 @@ def _signature(function: Function) -> str:
 def _define(function: Function, shared: dict[str, int], in_memory: set[str]) -> list[str]:
     context = Context(shared, set(in_memory))
     if function.is_kernel:
-        context.parameters = {
-            p.name: f"parameters + {p.offset}" for p in _places(function.parameters)
-        }
+        places = _places(function.parameters)
+        context.parameters = {p.name: f"parameters + {p.offset}" for p in places}
+        context.parameter_bytes = max((p.offset + p.bytes for p in places), default=0)
         signature = f"static void {identifier('f', function.name)}()"
     else:
         context.parameters = {p.name: identifier("p", p.name) for p in function.parameters}
@@ -203,7 +207,6 @@ def _define(function: Function, shared: dict[str, int], in_memory: set[str]) -> 
 
 
 def _entry(kernel: Function, layout: KernelLayout, variables: list[Variable]) -> list[str]:
-    name = identifier("", kernel.name)
     table = "".join(
         f"{{(uint64_t)&{identifier('v', v.name)}, {v.bytes}, {int(v.space == 'global')}, "
         f'"{v.name}"}}, '
@@ -213,16 +216,14 @@ def _entry(kernel: Function, layout: KernelLayout, variables: list[Variable]) ->
     for place in layout.parameters:
         numbers += [place.offset, place.bytes]
     numbers += [layout.static_shared_bytes, layout.max_threads]
-    exported = '__attribute__((visibility("default")))'
     return [
-        f'extern "C" {exported} int {layout.entry_point}(const LaunchSpec* spec) {{',
+        f"PTXSIM_ENTRY int {layout.entry_point}(const LaunchSpec* spec) {{",
         f"const BufferSpec variables[] = {{{table}{{0, 0, 0, nullptr}}}};",
         f"const KernelSpec kernel = {{{identifier('f', kernel.name)}, "
         f"{layout.static_shared_bytes}u, {len(variables)}u, variables}};",
         "return launch(kernel, *spec);",
         "}",
-        f'extern "C" {exported} const int {identifier("ptxsim_layout_", name)}[] = '
-        f"{{{', '.join(map(str, numbers))}}};",
+        f"PTXSIM_ENTRY const int {layout.layout_table}[] = {{{', '.join(map(str, numbers))}}};",
     ]
 
 

@@ -47,6 +47,7 @@ class _LaunchSpec(ctypes.Structure):
         ("initialised", ctypes.c_int),
         ("message", ctypes.c_char_p),
         ("message_bytes", ctypes.c_uint64),
+        ("traffic", ctypes.c_void_p),
     )
 
 
@@ -170,6 +171,7 @@ class Kernel:
             options.initialised,
             ctypes.cast(message, ctypes.c_char_p),
             _MESSAGE_BYTES,
+            None,
         )
         with self._lock:
             failed = self._run(ctypes.byref(spec))

@@ -40,11 +40,15 @@ def _address(context: Context, operand: str, space: str) -> str:
     return context.shared_address(operand) if space == "shared" else context.address(operand)
 
 
-def _parameter(context: Context, operand: str) -> str:
+def _parameter(context: Context, operand: str, size: int) -> str:
+    """The first of `size` bytes: of a parameter, or of the kernel's by an address in a register."""
     base, offset = context.split_address(operand)
-    if base not in context.parameters:
+    if base in context.parameters:
+        return f"{context.parameters[base]} + {offset}"
+    if context.register_type(base) is None or not context.parameter_bytes:
         raise SimulatorError(f"unknown parameter {base!r}")
-    return f"{context.parameters[base]} + {offset}"
+    address = context.address(operand)
+    return f"parameter_at({address}, {size}, {context.parameter_bytes}, {context.site()})"
 
 
 @handles("ld", "ldu", modifiers=_CACHING)
@@ -53,7 +57,7 @@ def _load(context: Context, instruction: Instruction) -> str:
     destination, source = instruction.operands[:2]
     cpp, count = CPP_TYPES[kind], len(elements(destination))
     if space == "param":
-        first = _parameter(context, source)
+        first = _parameter(context, source, count * SIZES[kind])
         return " ".join(
             context.assign(name, f"load_parameter<{cpp}>({first} + {i * SIZES[kind]})", kind)
             for i, name in enumerate(elements(destination))
@@ -68,7 +72,7 @@ def _store(context: Context, instruction: Instruction) -> str:
     destination, source = instruction.operands[:2]
     cpp, count = CPP_TYPES[kind], len(elements(source))
     if space == "param":
-        first = _parameter(context, destination)
+        first = _parameter(context, destination, len(elements(source)) * SIZES[kind])
         return " ".join(
             f"store_parameter<{cpp}>({first} + {i * SIZES[kind]}, {context.bits(name, cpp)});"
             for i, name in enumerate(elements(source))

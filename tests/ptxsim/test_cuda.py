@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from .build import compiler
-from .cuda import build_library
+from .cuda import Device, _Compilers, build_library, build_module
 from .errors import SimulatorError
 
 pytestmark = [
@@ -23,6 +24,8 @@ _OK, _INVALID_VALUE, _OUT_OF_MEMORY, _INVALID_CONFIGURATION = 0, 1, 2, 9
 _ILLEGAL_ADDRESS, _LAUNCH_FAILURE = 700, 719
 _HEADER = "constexpr int kThreads = 128;\n"
 _SOURCE = r"""
+#include <cuda_pipeline.h>
+
 #include "sizes.h"
 
 namespace {
@@ -53,7 +56,24 @@ __global__ void reverse(float* x, int n) {
     for (int i = threadIdx.x; i < n; i += blockDim.x) x[i] = copy[n - 1 - i];
 }
 
+// A cp.async, a load, a vector store and an atomic operation.
+__global__ void several_ways(const float4* x, float4* y, int* count) {
+    __shared__ float4 staged[kThreads];
+    const unsigned i = threadIdx.x;
+    __pipeline_memcpy_async(&staged[i], &x[i], 16);
+    __pipeline_commit();
+    const float before = i == 0 ? 0 : x[i - 1].w;
+    __pipeline_wait_prior(0);
+    y[i] = make_float4(staged[i].x, staged[i].y, staged[i].z, before);
+    atomicAdd(count, 1);
+}
+
 }  // namespace
+
+extern "C" cudaError_t run_several_ways(const float4* x, float4* y, int* count) {
+    several_ways<<<1, kThreads>>>(x, y, count);
+    return cudaPeekAtLastError();
+}
 
 extern "C" cudaError_t run_scale(const float* x, float* y, int n, float by, unsigned blocks,
                                  unsigned rows, unsigned threads) {
@@ -99,7 +119,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(source: Path) -> ctypes.CDLL:
+def library(source: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_library(source, [source.parent / "include"])))
     pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
     library.run_scale.argtypes = (
@@ -108,109 +128,107 @@ def loaded(source: Path) -> ctypes.CDLL:
     library.run_sum.argtypes = (
         pointer, pointer, ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_bool
     )  # fmt: skip
+    library.run_several_ways.argtypes = (pointer, pointer, pointer)
     library.run_reverse.argtypes = (pointer, ctypes.c_int, ctypes.c_int)
-    library.ptxsim_register_buffer.argtypes = (
-        pointer,
-        ctypes.c_uint64,
-        ctypes.c_int,
-        ctypes.c_char_p,
-    )
-    library.ptxsim_options.argtypes = (ctypes.c_uint64, ctypes.c_int, ctypes.c_int)
-    library.ptxsim_last_message.restype = ctypes.c_char_p
     library.cudaGetErrorString.restype = ctypes.c_char_p
     return library
 
 
 @pytest.fixture
-def library(loaded: ctypes.CDLL) -> Iterator[ctypes.CDLL]:
-    loaded.ptxsim_options(0, 1, 1)
-    yield loaded
-    loaded.ptxsim_clear_buffers()
+def device(library: ctypes.CDLL) -> Iterator[Device]:
+    device = Device(Path(library._name))
+    device.options()
+    yield device
+    device.clear()
 
 
-def _message(library: ctypes.CDLL) -> str:
-    message: bytes = library.ptxsim_last_message()
-    return message.decode()
-
-
-def _register(library: ctypes.CDLL, name: str, array: np.ndarray, writable: bool = True) -> int:
-    library.ptxsim_register_buffer(array.ctypes.data, array.nbytes, writable, name.encode())
+def _register(device: Device, name: str, array: np.ndarray, writable: bool = True) -> int:
+    device.register(array.ctypes.data, array.nbytes, name, writable)
     return array.ctypes.data
 
 
 def _scale(
-    library: ctypes.CDLL, n: int = 1000, blocks: int = 8, rows: int = 1, threads: int = 128
+    library: ctypes.CDLL,
+    device: Device,
+    n: int = 1000,
+    blocks: int = 8,
+    rows: int = 1,
+    threads: int = 128,
 ) -> tuple[int, np.ndarray, np.ndarray]:
     x = np.arange(1000, dtype=np.float32)
     y = np.full(1000, np.nan, np.float32)
     code = library.run_scale(
-        _register(library, "x", x, writable=False), _register(library, "y", y), n, 3.0,
+        _register(device, "x", x, writable=False), _register(device, "y", y), n, 3.0,
         blocks, rows, threads,
     )  # fmt: skip
     return code, x, y
 
 
 def _sum(
-    library: ctypes.CDLL, shared_bytes: int = 512, opt_in: int = 0, synchronise: bool = True
+    library: ctypes.CDLL,
+    device: Device,
+    shared_bytes: int = 512,
+    opt_in: int = 0,
+    synchronise: bool = True,
 ) -> tuple[int, float]:
     x = np.arange(300, dtype=np.float32)
     total = np.zeros(1, np.float32)
     code = library.run_sum(
-        _register(library, "x", x, writable=False), _register(library, "total", total), len(x),
+        _register(device, "x", x, writable=False), _register(device, "total", total), len(x),
         shared_bytes, opt_in, synchronise,
     )  # fmt: skip
     return code, float(total[0])
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_right_results(library: ctypes.CDLL, seed: int) -> None:
-    library.ptxsim_options(seed, 1, 1)
-    code, x, y = _scale(library)
-    assert code == _OK, _message(library)
+def test_right_results(library: ctypes.CDLL, device: Device, seed: int) -> None:
+    device.options(seed)
+    code, x, y = _scale(library, device)
+    assert code == _OK, device.message()
     np.testing.assert_array_equal(y, 3 * x)
-    assert _sum(library) == (_OK, 300 * 299 / 2), _message(library)
+    assert _sum(library, device) == (_OK, 300 * 299 / 2), device.message()
 
 
-def test_memory_of_cuda_malloc(library: ctypes.CDLL) -> None:
+def test_memory_of_cuda_malloc(library: ctypes.CDLL, device: Device) -> None:
     x = np.arange(500, dtype=np.float32)
-    assert library.run_reverse(x.ctypes.data, len(x), len(x)) == _OK, _message(library)
+    assert library.run_reverse(x.ctypes.data, len(x), len(x)) == _OK, device.message()
     np.testing.assert_array_equal(x, np.arange(500, dtype=np.float32)[::-1])
 
 
-def test_copy_beyond_an_allocation(library: ctypes.CDLL) -> None:
+def test_copy_beyond_an_allocation(library: ctypes.CDLL, device: Device) -> None:
     x = np.zeros(500, np.float32)
     assert library.run_reverse(x.ctypes.data, 500, 499) == _INVALID_VALUE
-    assert "cudaMemcpy: the 2000 bytes" in _message(library)
+    assert "cudaMemcpy: the 2000 bytes" in device.message()
 
 
-def test_allocation_that_is_too_large(library: ctypes.CDLL) -> None:
+def test_allocation_that_is_too_large(library: ctypes.CDLL, device: Device) -> None:
     address = ctypes.c_void_p()
     code = library.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(1 << 60))
     assert (code, address.value) == (_OUT_OF_MEMORY, None)
 
 
-def test_out_of_bounds(library: ctypes.CDLL) -> None:
-    code, _, _ = _scale(library, n=1001)
+def test_out_of_bounds(library: ctypes.CDLL, device: Device) -> None:
+    code, _, _ = _scale(library, device, n=1001)
     assert code == _ILLEGAL_ADDRESS
-    message = _message(library)
+    message = device.message()
     assert "out-of-bounds global read of 4 bytes at byte 4000 of buffer 'x'" in message
-    assert "kernels.cu:8" in message
+    assert "kernels.cu:10" in message
     # Until the error is taken, whatever synchronises fails with it and no kernel runs.
     assert library.cudaDeviceSynchronize() == _ILLEGAL_ADDRESS
-    assert _sum(library) == (_ILLEGAL_ADDRESS, 0.0)
-    assert _sum(library)[0] == _OK
+    assert _sum(library, device) == (_ILLEGAL_ADDRESS, 0.0)
+    assert _sum(library, device)[0] == _OK
 
 
-def test_memory_that_is_not_registered(library: ctypes.CDLL) -> None:
+def test_memory_that_is_not_registered(library: ctypes.CDLL, device: Device) -> None:
     x = np.zeros(128, np.float32)
     assert library.run_scale(x.ctypes.data, x.ctypes.data, 128, 1.0, 1, 1, 128) == _ILLEGAL_ADDRESS
-    assert "out-of-bounds global read" in _message(library)
+    assert "out-of-bounds global read" in device.message()
 
 
-def test_write_to_a_read_only_buffer(library: ctypes.CDLL) -> None:
-    x = _register(library, "x", np.zeros(128, np.float32), writable=False)
+def test_write_to_a_read_only_buffer(library: ctypes.CDLL, device: Device) -> None:
+    x = _register(device, "x", np.zeros(128, np.float32), writable=False)
     assert library.run_scale(x, x, 128, 1.0, 1, 1, 128) == _LAUNCH_FAILURE
-    assert "read-only buffer 'x'" in _message(library)
+    assert "read-only buffer 'x'" in device.message()
 
 
 @pytest.mark.parametrize(
@@ -225,21 +243,23 @@ def test_write_to_a_read_only_buffer(library: ctypes.CDLL) -> None:
     ],
     ids=str,
 )
-def test_bad_grid_or_block(library: ctypes.CDLL, launch: dict[str, int], expected: str) -> None:
-    code, _, y = _scale(library, **launch)
+def test_bad_grid_or_block(
+    library: ctypes.CDLL, device: Device, launch: dict[str, int], expected: str
+) -> None:
+    code, _, y = _scale(library, device, **launch)
     assert code == _INVALID_CONFIGURATION
-    assert expected in _message(library)
+    assert expected in device.message()
     assert np.isnan(y).all()
     assert library.cudaGetErrorString(code) == b"invalid configuration argument"
     assert library.cudaGetLastError() == _INVALID_CONFIGURATION
     assert library.cudaPeekAtLastError() == _OK
 
 
-def test_much_shared_memory_without_opt_in(library: ctypes.CDLL) -> None:
+def test_much_shared_memory_without_opt_in(library: ctypes.CDLL, device: Device) -> None:
     # The kernel that no test opts in: what was allowed once stays allowed.
-    code, _ = _sum(library, (48 << 10) + 1, synchronise=False)
+    code, _ = _sum(library, device, (48 << 10) + 1, synchronise=False)
     assert code == _INVALID_VALUE
-    assert "cudaFuncAttributeMaxDynamicSharedMemorySize" in _message(library)
+    assert "cudaFuncAttributeMaxDynamicSharedMemorySize" in device.message()
 
 
 @pytest.mark.parametrize(
@@ -253,30 +273,32 @@ def test_much_shared_memory_without_opt_in(library: ctypes.CDLL) -> None:
     ],
 )
 def test_shared_memory_with_opt_in(
-    library: ctypes.CDLL, shared_bytes: int, opt_in: int, expected: int
+    library: ctypes.CDLL, device: Device, shared_bytes: int, opt_in: int, expected: int
 ) -> None:
-    code, total = _sum(library, shared_bytes, opt_in)
-    assert code == expected, _message(library)
+    code, total = _sum(library, device, shared_bytes, opt_in)
+    assert code == expected, device.message()
     assert total == (300 * 299 / 2 if expected == _OK else 0)
 
 
 @pytest.mark.parametrize(
-    ("initialised", "expected"), [(0, "race"), (1, "read of uninitialised shared memory")]
+    ("initialised", "expected"), [(False, "race"), (True, "read of uninitialised shared memory")]
 )
-def test_missing_syncthreads(library: ctypes.CDLL, initialised: int, expected: str) -> None:
-    library.ptxsim_options(0, 1, initialised)
-    code, _ = _sum(library, synchronise=False)
+def test_missing_syncthreads(
+    library: ctypes.CDLL, device: Device, initialised: bool, expected: str
+) -> None:
+    device.options(initialised=initialised)
+    code, _ = _sum(library, device, synchronise=False)
     assert code == _LAUNCH_FAILURE
-    assert expected in _message(library)
-    assert "at kernels.cu:19" in _message(library)
+    assert expected in device.message()
+    assert "at kernels.cu:21" in device.message()
 
 
-def test_library_is_kept(source: Path, loaded: ctypes.CDLL) -> None:
+def test_library_is_kept(source: Path, library: ctypes.CDLL) -> None:
     include = source.parent / "include"
-    assert str(build_library(source, [include])) == loaded._name
+    assert str(build_library(source, [include])) == library._name
     (include / "sizes.h").write_text(_HEADER + "// changed\n")
     try:
-        assert str(build_library(source, [include])) != loaded._name
+        assert str(build_library(source, [include])) != library._name
     finally:
         (include / "sizes.h").write_text(_HEADER)
 
@@ -285,3 +307,170 @@ def test_errors_of_the_compiler_are_shown(tmp_path: Path) -> None:
     (tmp_path / "wrong.cu").write_text("__global__ void f() { nothing(); }")
     with pytest.raises(SimulatorError, match='identifier "nothing" is undefined'):
         build_library(tmp_path / "wrong.cu")
+
+
+def test_traffic(library: ctypes.CDLL, device: Device) -> None:
+    for launches in (1, 2):
+        code, x, _ = _scale(library, device, n=900)
+        assert code == _OK, device.message()
+        assert device.traffic("x") == (launches * 900 * x.itemsize, 0)
+        assert device.traffic("y") == (0, launches * 900 * x.itemsize)
+    device.clear()
+    with pytest.raises(KeyError, match="no buffer was registered as 'x'"):
+        device.traffic("x")
+
+
+def test_traffic_of_other_instructions(library: ctypes.CDLL, device: Device) -> None:
+    x = np.ones((128, 4), np.float32)
+    y, count = np.zeros_like(x), np.zeros(1, np.int32)
+    code = library.run_several_ways(
+        _register(device, "x", x), _register(device, "y", y), _register(device, "count", count)
+    )
+    assert (code, count[0]) == (_OK, 128), device.message()
+    assert device.traffic("x") == (128 * 16 + 127 * 4, 0)
+    assert device.traffic("y") == (0, 128 * 16)
+    assert device.traffic("count") == (128 * 4, 128 * 4)
+
+
+def test_traffic_without_checks_of_races(library: ctypes.CDLL, device: Device) -> None:
+    device.options(races=False, initialised=False)
+    code, _ = _sum(library, device)
+    assert code == _OK, device.message()
+    assert device.traffic("x") == (1200, 0)
+    assert device.traffic("total") == (0, 4)
+
+
+def test_buffer_at_the_address_of_a_former_one(library: ctypes.CDLL, device: Device) -> None:
+    x = np.zeros(128, np.float32)
+    device.register(x.ctypes.data, x.nbytes, "whole", writable=False)
+    device.register(x.ctypes.data, x.nbytes // 2, "half")
+    address = x.ctypes.data
+    assert library.run_scale(address, address, 64, 1.0, 1, 1, 128) == _OK, device.message()
+    assert device.traffic("half") == (256, 256)
+    assert device.traffic("whole") == (0, 0)
+    assert library.run_scale(address, address, 65, 1.0, 1, 1, 128) == _ILLEGAL_ADDRESS
+    assert "buffer 'half'" in device.message()
+
+
+# One of two files, whose kernels have the same names.
+_PART = r"""
+#include "together.h"
+
+namespace {
+__global__ void put(float* x) { x[threadIdx.x] = NUMBER; }
+}  // namespace
+
+static __global__ void put_more(float* x) { x[threadIdx.x] = NUMBER + 10; }
+
+cudaError_t PART(float* x, unsigned threads) {
+    put<<<1, threads>>>(x);
+    put_more<<<1, threads>>>(x + threads);
+    return times<NUMBER % 2>(x, 2 * threads);
+}
+"""
+_TOGETHER = r"""
+template <bool kNegative>
+__global__ void multiply(float* x, float by) {
+    x[threadIdx.x] *= kNegative ? -by : by;
+}
+template <bool kNegative>
+cudaError_t times(float* x, unsigned threads) {
+    multiply<kNegative><<<1, threads>>>(x, 100);
+    return cudaPeekAtLastError();
+}
+"""
+_BINDINGS = r"""
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+
+cudaError_t first(float* x, unsigned threads);
+cudaError_t second(float* x, unsigned threads);
+
+template <cudaError_t run(float*, unsigned)>
+const char* call(uintptr_t x, unsigned threads) {
+    return cudaGetErrorString(run(reinterpret_cast<float*>(x), threads));
+}
+
+struct Properties {
+    int major = 0;
+    Properties() { cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0); }
+};
+
+PYBIND11_MODULE(_parts, module) {
+    pybind11::class_<Properties>(module, "Properties")
+        .def(pybind11::init<>())
+        .def_readonly("major", &Properties::major);
+    module.def("first", call<first>);
+    module.def("second", call<second>);
+    module.attr("SCALE") = SCALE;
+}
+"""
+_FLAGS = ["-DSCALE=7"]
+_NAME = "some.package._parts"
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    if importlib.util.find_spec("pybind11") is None:
+        pytest.skip("pybind11 is not installed")
+    folder = tmp_path_factory.mktemp("module")
+    (folder / "together.h").write_text(_TOGETHER)
+    for part, number in (("first", 1), ("second", 3)):
+        text = _PART.replace("PART", part).replace("NUMBER", str(number))
+        (folder / f"{part}.cu").write_text(text)
+    (folder / "bindings.cpp").write_text(_BINDINGS)
+    return [folder / name for name in ("first.cu", "second.cu", "bindings.cpp")]
+
+
+def test_module_of_several_sources(parts: list[Path]) -> None:
+    module = build_module(_NAME, parts, flags=_FLAGS)
+    assert module.__name__ == _NAME
+    assert build_module(_NAME, parts, flags=_FLAGS) is module
+    assert module.SCALE == 7
+    device = Device(module)
+    x = np.zeros(8, np.float32)
+    assert module.first(_register(device, "x", x), 4) == "no error", device.message()
+    np.testing.assert_array_equal(x, [-100] * 4 + [-1100] * 4)
+    assert module.second(x.ctypes.data, 4) == "no error", device.message()
+    np.testing.assert_array_equal(x, [-300] * 4 + [-1300] * 4)
+    assert device.traffic("x") == (2 * 32, 4 * 32)
+    assert module.second(x.ctypes.data, 5) == "an illegal memory access was encountered"
+    assert "put_more" in device.message()
+    assert "at second.cu:8" in device.message()
+    device.clear()
+    assert device.message() == ""
+
+
+def test_only_the_changed_source_is_compiled(parts: list[Path]) -> None:
+    compilers = _Compilers((), 80, _FLAGS)
+    objects = compilers.objects(parts[:2])
+    text = parts[0].read_text()
+    parts[0].write_text(text + "// changed\n")
+    try:
+        changed = compilers.objects(parts[:2])
+    finally:
+        parts[0].write_text(text)
+    assert changed[0] != objects[0]
+    assert changed[1:] == objects[1:]
+
+
+def test_modules_of_two_capabilities(parts: list[Path]) -> None:
+    modules = [build_module(_NAME, parts, (), capability, _FLAGS) for capability in (80, 90)]
+    assert [module.Properties().major for module in modules] == [8, 9]
+    x = np.zeros(2, np.float32)
+    _register(Device(modules[0]), "x", x)
+    assert modules[0].second(x.ctypes.data, 1) == "no error"
+    # Each has a device of its own.
+    assert modules[1].second(x.ctypes.data, 1) == "an illegal memory access was encountered"
+    for module in modules:
+        Device(module).clear()
+
+
+def test_module_that_lacks_a_function(parts: list[Path]) -> None:
+    with pytest.raises(ImportError, match=r"undefined symbol: \w*first"):
+        build_module(_NAME, parts[1:], flags=_FLAGS)
+
+
+def test_source_of_an_unknown_kind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"must end in \.cu or \.cpp, got kernel\.cc"):
+        build_module(_NAME, [tmp_path / "kernel.cc"])

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cfenv>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -26,6 +27,17 @@ inline Register widen(T value) {
     } else {
         return bits<Register>(value);
     }
+}
+
+// Rounded towards one side. volatile: the compiler does not know that the direction matters.
+template <class T>
+inline T directed_fma(int direction, T a, T b, T c) {
+    volatile T x = a, y = b, z = c;
+    const int before = std::fegetround();
+    std::fesetround(direction);
+    volatile T result = std::fma(x, y, z);
+    std::fesetround(before);
+    return result;
 }
 
 inline float flush(float x, float smallest = std::numeric_limits<float>::min()) {

@@ -1,8 +1,6 @@
 // A CUDA runtime on the simulator: link it instead of libcudart, and an unchanged nvcc host object
 // runs its translated kernels. Everything is synchronous, as with CUDA_LAUNCH_BLOCKING=1, and one
 // thread calls it at a time. It defines what our host code calls; the rest does not link.
-#include <dlfcn.h>
-
 #include <algorithm>
 #include <cstdarg>
 #include <cstdio>
@@ -21,7 +19,9 @@ namespace {
 
 using ptxsim::BufferSpec;
 using ptxsim::Dim3;
+using ptxsim::KernelEntry;
 using ptxsim::LaunchSpec;
+using ptxsim::Traffic;
 
 enum Error : int {  // cudaError_t
     kSuccess = 0,
@@ -70,7 +70,7 @@ constexpr size_t kGuardBytes = 4096;  // between allocations: an overrun meets n
 struct Kernel {
     std::string name;
     int (*run)(const LaunchSpec*) = nullptr;
-    const int* layout = nullptr;  // count, offset and bytes of each parameter, shared, threads
+    const int* layout = nullptr;
     size_t max_dynamic_bytes = 0;
 
     int parameter_count() const { return layout[0]; }
@@ -93,7 +93,8 @@ struct Configuration {
 struct Runtime {
     std::map<const void*, Kernel> kernels;  // by the host function
     std::map<uint64_t, Buffer> allocations;
-    std::vector<Buffer> registered;
+    std::map<uint64_t, Buffer> registered;
+    std::map<std::string, Traffic> traffic;  // by the buffer's name
     std::vector<Configuration> configurations;
     Error last = kSuccess;
     Error fault = kSuccess;  // of a kernel; every call fails with it until cudaGetLastError
@@ -116,14 +117,14 @@ Error failed(Error error, const char* format, ...) {
     return runtime().last = error;
 }
 
-// The shared library that this file is part of; there may be several in a process.
-void* symbol(const std::string& name) {
-    static void* library = [] {
-        Dl_info info;
-        dladdr(reinterpret_cast<void*>(&runtime), &info);
-        return dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD);
-    }();
-    return dlsym(library, name.c_str());
+void register_kernel(const KernelEntry* entry, const void* function, const char* name) {
+    while (entry->name != nullptr && strcmp(entry->name, name) != 0) entry++;
+    Kernel& kernel = runtime().kernels[function];
+    kernel.name = name;
+    if (entry->name == nullptr) return;
+    kernel.run = entry->run, kernel.layout = entry->layout;
+    const size_t used = kernel.static_shared_bytes();
+    kernel.max_dynamic_bytes = used < kSharedBytes ? kSharedBytes - used : 0;
 }
 
 Kernel* find_kernel(const void* function) {
@@ -134,15 +135,8 @@ Kernel* find_kernel(const void* function) {
     }
     Kernel& kernel = found->second;
     if (kernel.run == nullptr) {
-        kernel.run =
-            reinterpret_cast<int (*)(const LaunchSpec*)>(symbol("ptxsim_run_" + kernel.name));
-        kernel.layout = static_cast<const int*>(symbol("ptxsim_layout_" + kernel.name));
-        if (kernel.run == nullptr || kernel.layout == nullptr) {
-            failed(kInvalidDeviceFunction, "no translated kernel %s", kernel.name.c_str());
-            return nullptr;
-        }
-        const size_t used = kernel.static_shared_bytes();
-        kernel.max_dynamic_bytes = used < kSharedBytes ? kSharedBytes - used : 0;
+        failed(kInvalidDeviceFunction, "no translated kernel %s", kernel.name.c_str());
+        return nullptr;
     }
     return &kernel;
 }
@@ -181,7 +175,7 @@ std::vector<BufferSpec> buffer_specs() {
     auto add = [&](const Buffer& buffer) {
         specs.push_back({buffer.address, buffer.bytes, buffer.writable, buffer.name.c_str()});
     };
-    for (const Buffer& buffer : runtime().registered) add(buffer);
+    for (const auto& [address, buffer] : runtime().registered) add(buffer);
     for (const auto& [address, buffer] : runtime().allocations) add(buffer);
     return specs;
 }
@@ -220,7 +214,14 @@ Error launch(const void* function, Dim3 grid, Dim3 block, void** arguments, size
     spec.buffers = buffers.data();
     spec.seed = state.seed, spec.races = state.races, spec.initialised = state.initialised;
     spec.message = report, spec.message_bytes = sizeof report;
-    if (kernel->run(&spec) == 0) return kSuccess;
+    std::vector<Traffic> traffic(buffers.size());
+    spec.traffic = traffic.data();
+    const int failure = kernel->run(&spec);
+    for (size_t i = 0; i < buffers.size(); i++) {
+        Traffic& sum = state.traffic[buffers[i].name];
+        sum.read += traffic[i].read, sum.written += traffic[i].written;
+    }
+    if (failure == 0) return kSuccess;
     state.fault = fault_of(report);
     return failed(state.fault, "%s: %s", kernel->name.c_str(), report);
 }
@@ -298,28 +299,35 @@ const char* ptxsim_last_message() { return runtime().message; }
 void ptxsim_options(uint64_t seed, int races, int initialised) {
     runtime().seed = seed, runtime().races = races, runtime().initialised = initialised;
 }
+// Memory that kernels may touch. It takes the place of a buffer registered at the same address.
 void ptxsim_register_buffer(uint64_t address, uint64_t bytes, int writable, const char* name) {
-    runtime().registered.push_back({address, bytes, writable != 0, name});
+    runtime().registered[address] = {address, bytes, writable != 0, name};
+    runtime().traffic[name];
 }
-// Forgets the registered buffers, and what has failed.
+// The bytes that kernels have read and written in the buffers of this name. 1: there was none.
+int ptxsim_traffic(const char* name, uint64_t* read, uint64_t* written) {
+    const auto found = runtime().traffic.find(name);
+    if (found == runtime().traffic.end()) return 1;
+    *read = found->second.read, *written = found->second.written;
+    return 0;
+}
+// Forgets the registered buffers, their traffic, and what has failed.
 void ptxsim_clear_buffers() {
     runtime().registered.clear();
+    runtime().traffic.clear();
     runtime().last = runtime().fault = kSuccess;
     runtime().message[0] = '\0';
 }
 
 // ---- what nvcc writes into a host object
-void** __cudaRegisterFatBinary(void*) {
-    static void* handle = nullptr;
-    return &handle;
-}
+// __cudaRegisterFatBinary is each object's own: it returns the object's kernels (cuda.py).
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 1; }
 void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
-void __cudaRegisterFunction(void**, const char* function, char*, const char* name, int, void*,
-                            void*, void*, void*, int*) {
-    runtime().kernels[function].name = name;
+void __cudaRegisterFunction(void** kernels, const char* function, char*, const char* name, int,
+                            void*, void*, void*, void*, int*) {
+    register_kernel(reinterpret_cast<const KernelEntry*>(kernels), function, name);
 }
 unsigned __cudaPushCallConfiguration(Dim3 grid, Dim3 block, size_t shared_bytes, void* stream) {
     runtime().configurations.push_back({grid, block, shared_bytes, stream});

@@ -10,7 +10,7 @@ const char* verb(Access access) {
 }
 bool writes(Access access) { return access != Access::kRead; }
 
-const BufferSpec* find_buffer(uint64_t address, unsigned bytes) {
+LaunchBuffer* find_buffer(uint64_t address, unsigned bytes) {
     Machine& m = *machine;
     auto holds = [&](const BufferSpec& buffer) {
         return address >= buffer.address && address + bytes <= buffer.address + buffer.bytes;
@@ -175,13 +175,15 @@ void count_access(const Site* site) {
 
 void check_global(uint64_t address, unsigned bytes, Access access, const Site* site) {
     count_access(site);
-    const BufferSpec* buffer = find_buffer(address, bytes);
+    LaunchBuffer* buffer = find_buffer(address, bytes);
     if (buffer == nullptr) out_of_bounds(address, bytes, access, site);
     check_aligned(address, bytes, "global", access, site);
     if (writes(access) && !buffer->writable) {
         fail(site, "write of %u bytes to byte %llu of the read-only buffer '%s'", bytes,
              static_cast<unsigned long long>(address - buffer->address), buffer->name);
     }
+    if (access == Access::kRead || access == Access::kAtomic) buffer->traffic.read += bytes;
+    if (writes(access)) buffer->traffic.written += bytes;
     if (!machine->spec->races || !buffer->writable) return;
     GlobalByte* page = global_bytes(address / kPageBytes);
     for (unsigned i = 0; i < bytes; i++) {

@@ -244,8 +244,10 @@ int launch(const KernelSpec& kernel, const LaunchSpec& spec) {
                static_cast<unsigned long long>(threads), static_cast<unsigned long long>(bytes));
         return 1;
     }
-    m.buffers.assign(spec.buffers, spec.buffers + spec.n_buffers);
-    m.buffers.insert(m.buffers.end(), kernel.variables, kernel.variables + kernel.n_variables);
+    for (unsigned i = 0; i < spec.n_buffers; i++) m.buffers.push_back({spec.buffers[i], {}});
+    for (unsigned i = 0; i < kernel.n_variables; i++) {
+        m.buffers.push_back({kernel.variables[i], {}});
+    }
     m.threads.resize(threads);
     m.warps.resize((threads + kWarpSize - 1) / kWarpSize);
     m.barriers.resize(kBarriers);
@@ -258,6 +260,10 @@ int launch(const KernelSpec& kernel, const LaunchSpec& spec) {
     shared_memory = static_cast<unsigned char*>(aligned_alloc(kSharedAlignment, rounded));
     const bool finished = run_blocks();
     free(shared_memory);
+    for (unsigned i = 0; spec.traffic != nullptr && i < spec.n_buffers; i++) {
+        spec.traffic[i].read += m.buffers[i].traffic.read;
+        spec.traffic[i].written += m.buffers[i].traffic.written;
+    }
     current = nullptr;
     machine = nullptr;
     return finished ? 0 : 1;

@@ -6,6 +6,11 @@
 
 #include "arithmetic.h"
 
+// Before each kernel's entry point and layout.
+#ifndef PTXSIM_ENTRY
+#define PTXSIM_ENTRY extern "C" __attribute__((visibility("default")))
+#endif
+
 namespace ptxsim {
 
 // An instruction: the source line it came from, and its line in the PTX.
@@ -28,6 +33,10 @@ struct BufferSpec {
     int writable;
     const char* name;
 };
+// Bytes that threads have read and written; an atomic operation does both.
+struct Traffic {
+    uint64_t read, written;
+};
 struct LaunchSpec {
     unsigned grid[3], block[3];
     unsigned dynamic_shared_bytes, n_buffers;
@@ -37,6 +46,7 @@ struct LaunchSpec {
     int races, initialised;
     char* message;
     uint64_t message_bytes;
+    Traffic* traffic;  // null, or one for each buffer: the launch is added to it
 };
 // What the translator knows of a kernel.
 struct KernelSpec {
@@ -44,6 +54,12 @@ struct KernelSpec {
     unsigned static_shared_bytes;
     unsigned n_variables;
     const BufferSpec* variables;
+};
+// How a translated kernel is found and launched.
+struct KernelEntry {
+    const char* name;
+    int (*run)(const LaunchSpec*);
+    const int* layout;  // count, offset and bytes of each parameter, shared bytes, threads
 };
 int launch(const KernelSpec& kernel, const LaunchSpec& spec);
 
@@ -73,6 +89,14 @@ inline uint64_t generic_to_shared(uint64_t address) {
     return address - reinterpret_cast<uint64_t>(shared_memory);
 }
 
+// The parameters of a kernel by their address, of which they have `all` bytes.
+inline const unsigned char* parameter_at(uint64_t address, unsigned bytes, unsigned all,
+                                         const Site* site) {
+    if (address - reinterpret_cast<uint64_t>(parameters) > all - bytes) {
+        fail(site, "read of %u bytes outside the parameters of the kernel", bytes);
+    }
+    return reinterpret_cast<const unsigned char*>(address);
+}
 template <class T>
 inline T load_parameter(const unsigned char* from) {
     T value;

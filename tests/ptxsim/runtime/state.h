@@ -88,10 +88,14 @@ struct GlobalPage {
     GlobalByte bytes[kPageBytes];
 };
 
+struct LaunchBuffer : BufferSpec {
+    Traffic traffic;
+};
+
 struct Machine {
     const KernelSpec* kernel;
     const LaunchSpec* spec;
-    std::vector<BufferSpec> buffers;
+    std::vector<LaunchBuffer> buffers;
     size_t last_buffer = 0;
     std::unordered_map<uint64_t, std::unique_ptr<GlobalPage>> pages;
     uint64_t last_page_number = 0;
