@@ -26,7 +26,8 @@ bench: $(VENV)/installed
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/native/* tests/ptxsim/runtime/*
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp kernels/cuda/* tests/native/*.h tests/native/*.cpp tests/ptxsim/runtime/*
+	tests/native/tidy.sh $(BIN)
 	$(BIN)/mypy
 
 # torch first and on its own: its pinned wheel decides what the rest resolves against.

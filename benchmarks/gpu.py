@@ -9,6 +9,7 @@ inputs. A provider that runs out of memory is recorded as such.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
 from collections.abc import Callable
@@ -35,17 +36,19 @@ def _levels(step: Step) -> GrainKeys:
     return GrainKeys(step.query_keys, step.candidate_keys)
 
 
-def multi_level(step: Step, product: Literal["fused", "vendor"], **options: Any) -> Tensor:
+def multi_level(
+    step: Step, backend: Literal["triton", "cuda"] = "triton", **options: Any
+) -> Tensor:
     return multi_level_ranking_loss(
-        step.queries, step.candidates, _levels(step), temperature=TEMPERATURE, backend="triton",
-        product=product, **options,
+        step.queries, step.candidates, _levels(step), temperature=TEMPERATURE, backend=backend,
+        **options,
     )  # fmt: skip
 
 
-def clip(step: Step) -> Tensor:
+def clip(step: Step, backend: Literal["triton", "cuda"] = "triton") -> Tensor:
     return info_nce_loss(
         step.queries, step.candidates, temperature=TEMPERATURE, direction="symmetric",
-        backend="triton",
+        backend=backend,
     )  # fmt: skip
 
 
@@ -61,10 +64,16 @@ BENCHMARKS: dict[str, dict[str, Provider]] = {
     "multi_level": {
         "fused": partial(multi_level, product="fused"),
         "vendor": partial(multi_level, product="vendor"),
+        "cuda": partial(multi_level, backend="cuda"),
         "eager": eager,
         "compiled": torch.compile(eager),
     },
-    "clip": {"grainrank": clip, "eager": eager_clip, "compiled": torch.compile(eager_clip)},
+    "clip": {
+        "grainrank": clip,
+        "cuda": partial(clip, backend="cuda"),
+        "eager": eager_clip,
+        "compiled": torch.compile(eager_clip),
+    },
     "matryoshka": {"grainrank": partial(multi_level, product="vendor", matryoshka_dims=PREFIXES)},
 }
 
@@ -148,7 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
     output = options.output or Path(__file__).parent / "results" / f"gpu-{slug}.json"
     header = {**machine_header(), "gpu": gpu, "cuda": torch.version.cuda, "hip": torch.version.hip}
     results: dict[str, Any] = {"machine": header}
-    for name, providers in BENCHMARKS.items():
+    built = importlib.util.find_spec("grainrank._cuda") is not None
+    for name, all_providers in BENCHMARKS.items():
+        providers = {k: run for k, run in all_providers.items() if built or k != "cuda"}
         for dtype_name, dtype in DTYPES.items():
             check(providers, dtype, device, n=515, m=515, d=768)
             results[f"{name}-{dtype_name}"] = []

@@ -481,11 +481,11 @@ bool table_strip(const TablePass<T>& pass, int64_t strip) {
             memcpy(levels + i * kStrip, row.level, sizeof(int32_t) * kStrip);
             mixed += row.mixed;
         }
-        for (int v = 0; v < kVectors && v * kWidth < n; ++v)
+        for (int64_t v = 0; v < kVectors && v * kWidth < n; ++v)
             tables[v].add_chunk(z + v * kWidth, levels + v * kWidth, mixed * 2 > steps,
                                 block.first_row + first, steps, kStrip);
     }
-    for (int v = 0; v < kVectors && v * kWidth < n; ++v) {
+    for (int64_t v = 0; v < kVectors && v * kWidth < n; ++v) {
         const int64_t lanes = n - v * kWidth;
         tables[v].write(*pass.columns, begin + v * kWidth,
                         static_cast<int>(lanes < kWidth ? lanes : kWidth));

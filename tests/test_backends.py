@@ -85,10 +85,33 @@ def test_other_devices_use_the_reference(
     forgotten: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`meta` stands for a device without a kernel; nothing is computed on it."""
-    monkeypatch.setattr(backends, "_triton_error", lambda device: f"needs a GPU, got {device}")
+    for name in ("_triton_error", "_cuda_error"):
+        monkeypatch.setattr(backends, name, lambda device: f"needs a GPU, got {device}")
     assert backends.resolve("auto", torch.device("meta")) == "reference"
     assert backends.resolve("reference", torch.device("meta")) == "reference"
-    assert "triton needs a GPU, got meta" in caplog.text
+    assert "triton needs a GPU, got meta; cuda needs a GPU, got meta" in caplog.text
+
+
+@pytest.mark.parametrize("there", ["triton", "cuda"])
+def test_auto_takes_triton_before_cuda(
+    there: str, forgotten: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = None if there == "triton" else "is not installed"
+    monkeypatch.setattr(backends, "_triton_error", lambda device: reason)
+    monkeypatch.setattr(backends, "_cuda_error", lambda device: None)
+    with caplog.at_level(logging.INFO, logger="grainrank"):
+        assert backends.resolve("auto", torch.device("cuda")) == there
+    assert [r.message for r in caplog.records] == [f"backend: auto picked {there} for cuda tensors"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_cuda_is_refused_with_the_mend(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grainrank._cuda", sys if installed else None)
+    expected = "needs tensors on an NVIDIA GPU, got queries on cpu; or use backend=\"auto\""
+    if not installed:
+        expected = "is not part of this installation .*: reinstall grainrank with nvcc on the PATH"
+    with pytest.raises(ValueError, match=expected):
+        loss("cuda")
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -94,7 +94,12 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "candidates must be finite, .* in row 5",
     ),
     "backend": ({"backend": "gpu"}, ValueError, "backend must be one of 'auto', .* got 'gpu'"),
-    "cuda": ({"backend": "cuda"}, ValueError, 'backend="cuda" is not part of this release'),
+    "cuda": (
+        {"backend": "cuda"},
+        ValueError,
+        'backend="cuda" (needs tensors on an NVIDIA GPU, got queries on cpu|'
+        'is not part of this installation .* reinstall grainrank with nvcc)',
+    ),
     "cpu elsewhere": (
         {"queries": Q.to("meta"), "candidates": C.to("meta"), "backend": "cpu"},
         ValueError,

@@ -158,7 +158,7 @@ __device__ void store_column_moments(T* moments, const Place& at, int lane, int 
     __syncthreads();  // the tables are not needed any more
     for (int i = 0; i < kVector; ++i) shared[threadIdx.x * kVector + i] = sums[i];
     __syncthreads();
-    if (threadIdx.x >= lanes) return;
+    if (static_cast<int>(threadIdx.x) >= lanes) return;
     for (int i = 0; i < kVector && i < at.there; ++i) {
         T sum = T(0);
         for (int t = lane; t < kThreads; t += lanes) sum += shared[t * kVector + i];
@@ -179,7 +179,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
     Staged<T> staged{reinterpret_cast<T*>(memory), static_cast<int64_t>(columns) * levels};
     stage(args, column_tile * columns, columns, levels, staged);
     const T scale = *static_cast<const T*>(block.scale);
-    Place at{0, 0, column_tile * columns + lane * kVector, 0};
+    Place at{0, 0, column_tile * columns + int64_t{lane} * kVector, 0};
     at.there = block.columns - at.column;
     T column_sums[kVector] = {};
     // Every thread goes through all rounds: sums over a row are taken together.
@@ -235,7 +235,7 @@ template <class T, class G>
 int run(const GrainrankBlock& block, const GrainrankGradientArgs& args, cudaStream_t stream) {
     const int lanes = lanes_of(block, args);
     const int64_t row_tiles = divided(block.rows, kTileRows);
-    const int64_t blocks = row_tiles * divided(block.columns, lanes * kVector);
+    const int64_t blocks = row_tiles * divided(block.columns, int64_t{lanes} * kVector);
     if (blocks == 0) return 0;
     size_t shared = shared_bytes(block, args, lanes);
     if (args.column_moments != nullptr && shared < kSumBytes) shared = kSumBytes;

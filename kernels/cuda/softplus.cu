@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
     if (row >= block.rows) return;  // the whole warp
     const T* factors = static_cast<const T*>(args.factors);
     LevelSums<T> sums{};
-    Place at{block.first_row + row, row, split * kSplit + lane * kVector, 0};
+    Place at{block.first_row + row, row, split * kSplit + int64_t{lane} * kVector, 0};
     const int64_t last =
         (split + 1) * kSplit < block.columns ? (split + 1) * kSplit : block.columns;
     for (; at.column < last; at.column += kWarp * kVector) {

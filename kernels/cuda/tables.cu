@@ -82,7 +82,11 @@ struct Tile {
         : parts(reinterpret_cast<LevelPart<T, kAll>*>(memory)), rows(blockDim.x), levels(levels_) {
         logits = reinterpret_cast<T*>(parts + levels * rows);
         row_levels = reinterpret_cast<uint32_t*>(logits + rows * kLogitStride);
-        column_levels = columns ? row_levels + rows * kLevelStride : nullptr;
+        column_levels = columns ? row_levels + int64_t{rows} * kLevelStride : nullptr;
+    }
+
+    __device__ Packed<T>& vector(int row, int across) {
+        return *reinterpret_cast<Packed<T>*>(logits + (row * kLogitStride + across * kVector));
     }
 
     // The products of the columns from `column` on become logits and levels.
@@ -90,24 +94,23 @@ struct Tile {
                          int64_t column) {
         const int across = threadIdx.x % kVectorsAcross;
         const int first = threadIdx.x / kVectorsAcross, step = rows / kPasses;
-        Place at{0, 0, column + across * kVector, 0};
+        Place at{0, 0, column + int64_t{across} * kVector, 0};
         at.there = block.columns - at.column;
-        T* mine = logits + first * kLogitStride + across * kVector;
         // All of them under way before the first one is needed. Each thread reads what it wrote.
 #pragma unroll
         for (int n = 0; n < kPasses; ++n) {
-            at.block_row = first_row + first + n * step;
+            const int row = first + n * step;
+            at.block_row = first_row + row;
             Packed<T> products{};
             if (at.block_row < block.rows && at.there > 0) products = load_products<T>(block, at);
-            *reinterpret_cast<Packed<T>*>(mine + n * step * kLogitStride) = products;
+            vector(row, across) = products;
         }
 #pragma unroll 1
         for (int n = 0; n < kPasses; ++n) {
             const int row = first + n * step;
             at.block_row = first_row + row;
             at.row = block.first_row + at.block_row;
-            Packed<T>& place =
-                *reinterpret_cast<Packed<T>*>(logits + row * kLogitStride + across * kVector);
+            Packed<T>& place = vector(row, across);
             Levels4 level = {-1, -1, -1, -1}, of_columns = {-1, -1, -1, -1};
             T s[kVector], z[kVector] = {};
             if (at.block_row < block.rows && at.there > 0) {
@@ -134,8 +137,7 @@ struct Tile {
             const int count = levels - first < kSlots ? levels - first : kSlots;
 #pragma unroll 1
             for (int v = 0; v < kVectorsAcross; ++v) {
-                const Packed<T> z =
-                    *reinterpret_cast<const Packed<T>*>(logits + row * kLogitStride + v * kVector);
+                const Packed<T> z = vector(row, v);
                 const uint32_t word = row_levels[row * kLevelStride + v];
 #pragma unroll
                 for (int i = 0; i < kVector; ++i)
@@ -275,6 +277,12 @@ int run(const GrainrankBlock& block, const GrainrankTableArgs& args, cudaStream_
     auto* row_parts = static_cast<LevelPart<T, kAll>*>(args.workspace);
     auto* column_parts = row_parts + p.splits * block.rows * levels;
     const int64_t blocks = p.row_tiles * p.splits;
+    if (p.shared_bytes > kSharedBytes) {  // float64 with many levels
+        const cudaError_t error = cudaFuncSetAttribute(tables_kernel<T, kAll>,
+                                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                       static_cast<int>(p.shared_bytes));
+        if (error != cudaSuccess) return error;
+    }
     if (blocks > 0)
         tables_kernel<T, kAll><<<static_cast<unsigned>(blocks), p.rows, p.shared_bytes, stream>>>(
             block, static_cast<const T*>(args.factors), args.table_columns, p.row_tiles,

@@ -130,16 +130,17 @@ _GPU_ERRORS: dict[str, Callable[[str], str | None]] = {
 def _pick(device_type: str) -> str:
     """What `auto` means for a device; says so once."""
     if device_type != "cpu":
-        errors = {name: error(device_type) for name, error in _GPU_ERRORS.items()}
-        found = next((name for name, error in errors.items() if error is None), None)
-        if found is None:
-            logger.warning(
-                "backend: auto picked reference, which stores the N x M matrix: %s",
-                "; ".join(f"{name} {error}" for name, error in errors.items()),
-            )
-            return "reference"
-        logger.info("backend: auto picked %s for %s tensors", found, device_type)
-        return found
+        reasons = []
+        for name, error_of in _GPU_ERRORS.items():
+            error = error_of(device_type)
+            if error is None:
+                logger.info("backend: auto picked %s for %s tensors", name, device_type)
+                return name
+            reasons.append(f"{name} {error}")
+        logger.warning(
+            "backend: auto picked reference, which stores the N x M matrix: %s", "; ".join(reasons)
+        )
+        return "reference"
     error = _native_error()
     if error is not None:
         logger.warning(

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cuda  # type: ignore[attr-defined]
-from . import cuda_launch
+from . import _cuda, cuda_launch  # type: ignore[attr-defined]
 from .gpu_levels import int8_levels, same_dtype
 from .level_pointers import LevelPointers
 from .levels import DenseLevels, GrainKeys

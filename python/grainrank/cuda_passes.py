@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _cuda  # type: ignore[attr-defined]
-from . import cuda_launch
+from . import _cuda, cuda_launch  # type: ignore[attr-defined]
 from .batch import Batch
 from .cuda_launch import dtype_of, stream_of
 from .cuda_levels import CudaLevels

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -29,15 +29,13 @@ BINDINGS = ROOT / "csrc" / "cuda_bindings.cpp"
 _IMPORTERS = ("cuda_launch", "cuda_levels", "cuda_passes")
 
 
-def build(kernels: Path, capability: int) -> ModuleType:
-    """The module `grainrank._cuda` of a folder of kernels, on the simulator."""
-    sources = [*sorted(kernels.glob("*.cu")), BINDINGS]
-    return build_module("grainrank._cuda", sources, [kernels, ROOT / "csrc"], capability)
-
-
 @functools.cache
-def module(capability: int) -> ModuleType:
-    return build(KERNELS, capability)
+def module(capability: int, replaced: Path | None = None) -> ModuleType:
+    """`grainrank._cuda` on the simulator. replaced: a file in place of the one of the same name."""
+    sources = [*sorted(KERNELS.glob("*.cu")), BINDINGS]
+    if replaced is not None:
+        sources = [replaced if path.name == replaced.name else path for path in sources]
+    return build_module("grainrank._cuda", sources, [KERNELS, ROOT / "csrc"], capability)
 
 
 def _span(tensor: Tensor) -> int:
@@ -50,9 +48,16 @@ def _span(tensor: Tensor) -> int:
 
 @contextmanager
 def simulated(
-    capability: int, seed: int = 0, native: ModuleType | None = None
+    capability: int,
+    seed: int = 0,
+    native: ModuleType | None = None,
+    names: Mapping[int, str] | None = None,
 ) -> Iterator[Device]:
-    """Inside, backend="cuda" takes CPU tensors. Kernels may touch the tensors that they are given."""
+    """Inside, backend="cuda" takes CPU tensors. Kernels may touch those that they are given.
+
+    names: of the buffers at these addresses, read when a kernel is given one; else it is called
+    by its shape and dtype.
+    """
     native = native or module(capability)
     device = Device(native)
     device.options(seed=seed)
@@ -63,8 +68,10 @@ def simulated(
         if tensor is None:
             return 0
         held.append(tensor)
-        device.register(tensor.data_ptr(), _span(tensor), f"{tuple(tensor.shape)} {tensor.dtype}")
-        return tensor.data_ptr()
+        address = tensor.data_ptr()
+        name = (names or {}).get(address, f"{tuple(tensor.shape)} {tensor.dtype}")
+        device.register(address, _span(tensor), name)
+        return address
 
     with mock.patch.dict(sys.modules, {"grainrank._cuda": native}), ExitStack() as patches:
         for name in _IMPORTERS:

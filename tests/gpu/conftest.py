@@ -1,4 +1,4 @@
-"""The Triton backend on the GPU that is there: `pytest -m gpu`.
+"""The backends "triton" and "cuda" on the GPU that is there: `pytest -m gpu`.
 
 `pytest -m gpu --gpu sm_80` (sm_86, sm_89, sm_90) runs the same tests on the simulator of ptxsim, to
 try the tests themselves.
@@ -27,9 +27,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     if not simulated:
         yield torch.device("cuda")
         return
+    from compiled import simulated_cuda
     from ptxsim.driver import use
 
-    with use(int(simulated.removeprefix("sm_"))):
+    capability = int(simulated.removeprefix("sm_"))
+    with use(capability), simulated_cuda.simulated(capability):
         yield torch.device("cpu")
 
 

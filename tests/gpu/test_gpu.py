@@ -1,4 +1,4 @@
-"""What the CPU's tests say of the Triton backend, on a GPU."""
+"""What the CPU's tests say of the backends "triton" and "cuda", on a GPU."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from grainrank import GrainKeys, LevelSource, backends
 from grainrank.levels import from_parts
 from grainrank.testing import Inputs, Shape, make_inputs
 
+each_backend = pytest.mark.parametrize("backend", ["triton", "cuda"])
+PRODUCTS = [("triton", "fused"), ("triton", "vendor"), ("cuda", "auto")]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -30,31 +32,41 @@ def step(
     return {key: result.cpu() for key, result in results.items()}
 
 
-@pytest.mark.parametrize("product", ["fused", "vendor"])
+@pytest.fixture(autouse=True)
+def built(request: pytest.FixtureRequest, device: torch.device) -> None:
+    callspec = getattr(request.node, "callspec", None)
+    if callspec and callspec.params.get("backend") == "cuda" and device.type == "cuda":
+        pytest.importorskip("grainrank._cuda", reason="grainrank was installed without CUDA")
+
+
+@pytest.mark.parametrize(("backend", "product"), PRODUCTS)
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize(("name", "way"), PAIRS)
-def test_loss(name: str, way: str, dtype: str, product: str, device: torch.device) -> None:
+def test_loss(
+    name: str, way: str, dtype: str, backend: str, product: str, device: torch.device
+) -> None:
     if product == "fused" and way == "prefixes":
         pytest.skip("prefixes share a vendor product")
     inputs, reference, truth = evidence(name, way, DTYPES[dtype])
-    actual = [step(name, way, x, device, product=product) for x in inputs]
+    actual = [step(name, way, x, device, backend=backend, product=product) for x in inputs]
     for result in actual[0]:
         judge(result, actual, reference, truth)
 
 
+@each_backend
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize("n", [1, 63, 64, 65])
 @pytest.mark.parametrize("m", [1, 127, 128, 129, 1003])
-def test_shape(n: int, m: int, dtype: str, device: torch.device) -> None:
+def test_shape(n: int, m: int, dtype: str, backend: str, device: torch.device) -> None:
     inputs = make_inputs(Shape(n, m, 40, 3), DTYPES[dtype], seed=n + m)
     # Any row has a positive, if not of its finest grain.
     inputs.query_keys[:, 0] = inputs.candidate_keys[0, 0]
     loss = grainrank.multi_level_ranking_loss
     results = []
-    for where, backend in ((device, "triton"), (torch.device("cpu"), "reference")):
+    for where, name in ((device, backend), (torch.device("cpu"), "reference")):
         q, c = (x.to(where).requires_grad_() for x in inputs[:2])
         levels = GrainKeys(inputs.query_keys.to(where), inputs.candidate_keys.to(where))
-        value = loss(q, c, levels, temperature=0.2, backend=backend, product="auto")
+        value = loss(q, c, levels, temperature=0.2, backend=name, product="auto")  # type: ignore[arg-type]
         gradients = torch.autograd.grad(value, [q, c])
         results.append([x.detach().cpu().double() for x in (value, *gradients)])
     eps = 4 * torch.finfo(DTYPES[dtype]).eps
@@ -66,21 +78,24 @@ def moved(levels: LevelSource, device: torch.device) -> LevelSource:
     return from_parts(levels.kind, [t.to(device) for t in levels.tensors])
 
 
+@each_backend
 @pytest.mark.parametrize("name", list(sources(2, 2)))
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])
-def test_level_source(name: str, dtype: str, device: torch.device) -> None:
+def test_level_source(name: str, dtype: str, backend: str, device: torch.device) -> None:
     n, m = 67, 70
     source = sources(n, m)[name]
     expected = source.block(0, n, m).long()
     with torch.device(device):
-        actual = seen(moved(source, device), "triton", n, m, DTYPES[dtype])
+        actual = seen(moved(source, device), backend, n, m, DTYPES[dtype])
     assert torch.equal(actual.cpu(), expected)
 
 
+@each_backend
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_a_step_repeats_bit_by_bit(dtype: str, device: torch.device) -> None:
+def test_a_step_repeats_bit_by_bit(dtype: str, backend: str, device: torch.device) -> None:
     inputs = make_inputs(Shape(65, 700, 40, 3), DTYPES[dtype])
-    first, second = (step("sup_con", "symmetric", inputs, device) for _ in range(2))
+    runs = [step("sup_con", "symmetric", inputs, device, backend=backend) for _ in range(2)]
+    first, second = runs
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
@@ -98,8 +113,9 @@ def test_auto_takes_triton_and_says_so_once(
 
 
 @pytest.mark.usefixtures("real")
+@each_backend
 @pytest.mark.parametrize(("name", "way"), [("multi_level", "rows"), ("info_nce", "symmetric")])
-def test_graph_capture(name: str, way: str, device: torch.device) -> None:
+def test_graph_capture(name: str, way: str, backend: str, device: torch.device) -> None:
     """A step that is replayed on other embeddings gives what it gives when called."""
     loss, options = LOSSES[name]
     first, second = (make_inputs(Shape(128, 256, 64, 3), torch.bfloat16, seed=s) for s in (0, 1))
@@ -107,7 +123,7 @@ def test_graph_capture(name: str, way: str, device: torch.device) -> None:
     levels = GrainKeys(first.query_keys.to(device), first.candidate_keys.to(device))
 
     def run() -> tuple[Tensor, ...]:
-        value = loss(q, c, levels, backend="triton", **options, **WAYS[way])
+        value = loss(q, c, levels, backend=backend, **options, **WAYS[way])
         return value, *torch.autograd.grad(value, [q, c])
 
     side = torch.cuda.Stream()
@@ -126,21 +142,24 @@ def test_graph_capture(name: str, way: str, device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("real")
-def test_memory_does_not_grow_with_the_matrix(device: torch.device) -> None:
+@each_backend
+def test_memory_does_not_grow_with_the_matrix(backend: str, device: torch.device) -> None:
     n, d = 16384, 64
     q = torch.randn(n, d, dtype=torch.bfloat16, device=device, requires_grad=True)
     c = torch.randn(n, d, dtype=torch.bfloat16, device=device, requires_grad=True)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    grainrank.info_nce_loss(q, c, temperature=0.05, backend="triton").backward()
+    grainrank.info_nce_loss(q, c, temperature=0.05, backend=backend).backward()  # type: ignore[arg-type]
     assert torch.cuda.max_memory_allocated() - before < n * n  # bytes: half of the matrix
 
 
 @pytest.mark.usefixtures("real")
-def test_tensors_need_not_be_on_the_current_device() -> None:
+@each_backend
+def test_tensors_need_not_be_on_the_current_device(backend: str) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
     inputs = make_inputs(Shape(65, 130, 40, 3), torch.bfloat16)
-    first, second = (step("multi_level", "rows", inputs, torch.device("cuda", i)) for i in range(2))
+    devices = [torch.device("cuda", i) for i in range(2)]
+    first, second = (step("multi_level", "rows", inputs, d, backend=backend) for d in devices)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name

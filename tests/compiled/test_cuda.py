@@ -1,0 +1,263 @@
+"""The CUDA passes, host code and compiled kernels, in the rule of accuracy on the simulator."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import shutil
+from typing import Any
+
+import pytest
+import torch
+from compiled.simulated_cuda import simulated
+from levels_seen import seen
+from test_accuracy_losses import PAIRS, evidence, step
+from test_level_sources import references, sources
+from three_ways import judge
+from torch import Tensor
+
+import grainrank
+from grainrank import DenseLevels, GrainKeys, LevelSource, level_statistics
+from grainrank.testing import Shape, make_inputs
+
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SEEDS = [0, 1, 2, 3]  # orders of the threads
+SMALL = Shape(33, 65, 24, 3)
+EYE: LevelSource = DenseLevels(torch.eye(4, dtype=torch.int8))
+IDS = torch.arange(4)
+# Of the tiles of every kernel: rows of 64 and 256, columns of 32, 128, 256 and 2048.
+EDGES = [
+    Shape(63, 127, 16, 3),
+    Shape(64, 128, 16, 3),
+    Shape(65, 129, 17, 3),
+    Shape(257, 31, 16, 3),
+    Shape(3, 2049, 5, 3),
+]
+# Losses that between them use every kernel in every form.
+FORMS = [
+    ("info_nce", "symmetric"),  # column tables
+    ("pairwise", "symmetric"),  # tables of every kind
+    ("circle", "rows"),
+    ("multi_level-temperatures", "prefixes"),  # several channels and prefixes
+    ("unique_softmax", "rows"),  # softplus sums of positives
+    ("siglip", "rows"),  # softplus sums of all, and their gradient
+]
+
+
+def check(name: str, way: str, shape: Shape, dtype: torch.dtype, capability: int = 80) -> None:
+    inputs, reference, truth = evidence(name, way, dtype, shape, len(SEEDS))
+    actual = []
+    for seed, x in zip(SEEDS, inputs, strict=True):
+        with simulated(capability, seed=seed):
+            actual.append(step(name, way, x, "cuda"))
+    for result in actual[0]:
+        judge(result, actual, reference, truth)
+
+
+@pytest.mark.parametrize(("name", "way"), PAIRS)
+def test_loss(name: str, way: str) -> None:
+    check(name, way, SMALL, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize(("name", "way"), FORMS)
+def test_loss_in_half_precision(name: str, way: str, dtype: str) -> None:
+    check(name, way, SMALL, DTYPES[dtype])
+
+
+@pytest.mark.parametrize(("name", "way"), PAIRS)
+def test_loss_in_float64(name: str, way: str) -> None:
+    """The formulas themselves, far below the rounding of float32."""
+    inputs = make_inputs(SMALL, torch.float64, seed=1)
+    expected = step(name, way, inputs, "reference")
+    with simulated(80, seed=1):
+        actual = step(name, way, inputs, "cuda")
+    for result, value in actual.items():
+        torch.testing.assert_close(value, expected[result], rtol=1e-9, atol=1e-12, msg=result)
+
+
+@pytest.mark.parametrize("shape", EDGES, ids=lambda s: f"N{s.N}-M{s.M}-D{s.D}")
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_edges(shape: Shape, dtype: str) -> None:
+    check("info_nce", "symmetric", shape, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("name", ["siglip", "unique_softmax"])
+def test_edges_of_softplus(name: str) -> None:
+    check(name, "rows", EDGES[-1], torch.float32)
+
+
+@pytest.mark.parametrize(("name", "way"), FORMS)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_capability_90(name: str, way: str, dtype: str) -> None:
+    check(name, way, SMALL, DTYPES[dtype], capability=90)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+def test_most_levels(dtype: torch.dtype) -> None:
+    """15 levels, every table: the tiles shrink to what shared memory holds."""
+    inputs = make_inputs(Shape(41, 70, 12, 15), dtype, seed=3)
+    loss = grainrank.pairwise_ranking_loss
+    results = []
+    for backend in ("cuda", "reference"):
+        q, c = (x.clone().requires_grad_() for x in inputs[:2])
+        levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
+        with simulated(80, seed=2):
+            value = loss(
+                q,
+                c,
+                levels,
+                temperature=0.3,
+                direction="symmetric",
+                backend=backend,  # type: ignore[arg-type]
+            )
+            results.append([value.detach(), *torch.autograd.grad(value, [q, c])])
+    for ours, expected in zip(*results, strict=True):
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-11
+        error = (ours - expected).abs().max()
+        assert error <= tolerance * expected.abs().max()
+
+
+def test_every_table() -> None:
+    """As the reference's, with the places of the extremes, where logits are tied."""
+    inputs = make_inputs(Shape(70, 300, 8, 3), torch.float32, seed=4)
+    coarse = [(x * 4).round() for x in inputs[:2]]  # many equal logits
+    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
+    tables = []
+    for backend in ("cuda", "reference"):
+        with simulated(80, seed=3):
+            stats = level_statistics(
+                *coarse,
+                levels,
+                logit_scale=0.25,
+                normalize=False,
+                backend=backend,  # type: ignore[arg-type]
+            )
+        tables.append(stats)
+    for name in ("count", "highest", "lowest"):
+        assert torch.equal(getattr(tables[0], name), getattr(tables[1], name)), name
+    for name in ("lse", "neg_lse", "total"):
+        torch.testing.assert_close(getattr(tables[0], name), getattr(tables[1], name), msg=name)
+
+
+@pytest.mark.parametrize("name", list(sources(2, 2)))
+@pytest.mark.parametrize("side", ["as given", "transposed"])
+def test_level_source(name: str, side: str) -> None:
+    n, m = 35, 67
+    source = sources(n, m)[name]
+    expected = source.block(0, n, m).long()
+    if side == "transposed":
+        source, n, m, expected = source.transposed(), m, n, expected.T
+    with simulated(80, seed=1):
+        assert torch.equal(seen(source, "cuda", n, m), expected)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8], ids=str
+)
+def test_dtype_of_keys(dtype: torch.dtype) -> None:
+    """Keys beyond 32 bits that agree in these, and unknown keys."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randint(0, 3, (21, 2), generator=generator)
+    if dtype == torch.int64:
+        keys += torch.tensor([0, 1 << 32])[torch.randint(0, 2, (21, 2), generator=generator)]
+    keys = keys.to(dtype)
+    if dtype.is_signed:
+        keys[3] = -1
+    source = GrainKeys(keys, keys[:9])
+    with simulated(80):
+        assert torch.equal(seen(source, "cuda", 21, 9), source.block(0, 21, 9).long())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"relative": True}, {"curated": True}, {"reference": True}],
+    ids=lambda options: next(iter(options), "own"),
+)
+def test_false_negative_margin(options: dict[str, Any]) -> None:
+    n, m = 33, 70
+    given = dict(options)
+    if given.get("curated"):
+        given["curated"] = torch.arange(n) % 5, torch.arange(m) % 5
+    if given.get("reference"):
+        given["reference"] = references(n, m)
+    levels = sources(n, m)["prefix"].false_negative_margin(0.05, **given)
+    inputs = make_inputs(Shape(n, m, 24, 3), torch.float64)
+    results = []
+    for backend in ("cuda", "reference"):
+        q, c = (x.clone().requires_grad_() for x in inputs[:2])
+        with simulated(80, seed=1):
+            loss = grainrank.info_nce_loss(
+                q,
+                c,
+                levels,
+                temperature=0.2,
+                direction="symmetric",
+                backend=backend,  # type: ignore[arg-type]
+            )
+            results.append([loss.detach(), *torch.autograd.grad(loss, [q, c])])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_step_repeats_bit_by_bit(dtype: str) -> None:
+    """Whatever the order of the threads."""
+    inputs = make_inputs(Shape(65, 600, 24, 3), DTYPES[dtype])
+    results: list[dict[str, Tensor]] = []
+    for seed in SEEDS:
+        with simulated(80, seed=seed):
+            results.append(step("pairwise", "symmetric", inputs, "cuda"))
+    for other in results[1:]:
+        for name, value in results[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+def test_several_row_blocks() -> None:
+    inputs = make_inputs(Shape(150, 90, 16, 3), torch.float32)
+    with simulated(80, seed=1):
+        whole = step("pairwise", "symmetric", inputs, "cuda")
+        parts = step("pairwise", "symmetric", inputs, "cuda", workspace_mb=0.05)
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_extreme_logits() -> None:
+    """Far apart, ignored, not finite: as the reference."""
+    inputs = make_inputs(Shape(20, 40, 8, 3), torch.float32)
+    q, c = (x.clone() for x in inputs[:2])
+    q[0] *= 1e4
+    q[1] *= -1e4
+    q[2], c[5] = torch.nan, torch.inf
+    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
+    tables = []
+    for backend in ("cuda", "reference"):
+        with simulated(80):
+            tables.append(
+                level_statistics(q, c, levels, logit_scale=1.0, normalize=False, backend=backend)  # type: ignore[arg-type]
+            )
+    finite = torch.ones(20, dtype=torch.bool)
+    finite[2] = False
+    for name in ("count", "lse", "neg_lse", "total", "highest", "lowest"):
+        ours, expected = (getattr(t, name)[:2] for t in tables)
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)
+    for table in (tables[0].lse, tables[0].total):
+        assert table[2][tables[1].count[2] > 0].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (functools.reduce(operator.or_, [EYE] * 9), "at most 8 level sources, got 9"),
+        (
+            functools.reduce(lambda s, _: s.exclude(IDS, IDS + 9), range(5), EYE),
+            "at most 4 exclusions, got 5",
+        ),
+    ],
+    ids=["sources", "exclusions"],
+)
+def test_more_than_the_kernels_take(source: LevelSource, message: str) -> None:
+    q = torch.eye(4)
+    with simulated(80), pytest.raises(ValueError, match=f"the CUDA passes take {message}"):
+        level_statistics(q, q, source, temperature=1.0, backend="cuda")
