@@ -26,12 +26,14 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 from .build import _RUNTIME, _compile, _run, build_runtime, cache_folder, required_compiler
 from .emission import Translation, translate_module
 from .errors import SimulatorError
+from .names import base_names
 
-__all__ = ["Device", "build_library", "build_module"]
+__all__ = ["Device", "Executed", "build_library", "build_module"]
 
 _AT_ONCE = 2  # compilers
 # No unique symbols: modules of one source, compiled for two capabilities, share no variables.
@@ -240,6 +242,14 @@ def build_module(
     return _load(name, _link(objects, []))
 
 
+class Executed(NamedTuple):
+    """What the launches of one kernel took."""
+
+    instructions: int  #: of all threads; one that a predicate turns off counts
+    threads: int  #: of a block, the most
+    dynamic_shared: int  #: bytes of a block, the most
+
+
 class Device:
     """What the host code of a built library or module takes for the GPU.
 
@@ -253,11 +263,16 @@ class Device:
         calls.ptxsim_options.argtypes = (uint64, ctypes.c_int, ctypes.c_int)
         calls.ptxsim_register_buffer.argtypes = (uint64, uint64, ctypes.c_int, text)
         calls.ptxsim_traffic.argtypes = (text, ctypes.POINTER(uint64), ctypes.POINTER(uint64))
+        calls.ptxsim_executed.argtypes = (
+            ctypes.c_uint, ctypes.POINTER(text), ctypes.POINTER(uint64),
+            ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(uint64),
+        )  # fmt: skip
         calls.ptxsim_last_message.restype = text
         for function in (calls.ptxsim_options, calls.ptxsim_register_buffer):
             function.restype = None
         calls.ptxsim_clear_buffers.restype = None
         self._calls = calls
+        self._names: set[str] = set()
 
     def options(self, seed: int = 0, races: bool = True, initialised: bool = True) -> None:
         """How the next launches run; see ptxsim.Options."""
@@ -265,16 +280,22 @@ class Device:
 
     def register(self, address: int, nbytes: int, name: str, writable: bool = True) -> None:
         """Lets kernels touch this memory, in place of a buffer registered at the same address."""
+        self._names.add(name)
         self._calls.ptxsim_register_buffer(address, nbytes, writable, name.encode())
 
     def clear(self) -> None:
-        """Forgets the registered buffers, their traffic, and what has failed."""
+        """Forgets the registered buffers, the traffic, what was executed, and what has failed."""
+        self._names.clear()
         self._calls.ptxsim_clear_buffers()
 
     def message(self) -> str:
         """What the last failure was."""
         message: bytes = self._calls.ptxsim_last_message()
         return message.decode()
+
+    def names(self) -> set[str]:
+        """Of the buffers registered here since `clear`."""
+        return set(self._names)
 
     def traffic(self, name: str) -> tuple[int, int]:
         """The bytes of global memory that threads have read and written, since `clear`, in the
@@ -284,3 +305,26 @@ class Device:
         if found != 0:
             raise KeyError(f"no buffer was registered as {name!r}")
         return read.value, written.value
+
+    def executed(self) -> dict[str, Executed]:
+        """What the kernels have executed since `clear`, by their names with template arguments."""
+        found: list[tuple[str, Executed]] = []
+        name, threads = ctypes.c_char_p(), ctypes.c_uint()
+        instructions, dynamic_shared = ctypes.c_uint64(), ctypes.c_uint64()
+        results = [ctypes.byref(x) for x in (name, instructions, threads, dynamic_shared)]
+        while self._calls.ptxsim_executed(len(found), *results) == 0:
+            here = Executed(instructions.value, threads.value, dynamic_shared.value)
+            found.append(((name.value or b"").decode(), here))
+        sums: dict[str, Executed] = {}
+        for key, (_, here) in zip(base_names([name for name, _ in found]), found, strict=True):
+            before = sums.get(key, Executed(0, 0, 0))
+            sums[key] = Executed(
+                before.instructions + here.instructions,
+                max(before.threads, here.threads),
+                max(before.dynamic_shared, here.dynamic_shared),
+            )
+        return sums
+
+    def instructions(self) -> dict[str, int]:
+        """Of all threads, by kernel, as `executed` has them."""
+        return {name: kernel.instructions for name, kernel in self.executed().items()}

@@ -26,6 +26,7 @@ from .types import CPP_TYPES, REGISTER_TYPES
 _DYNAMIC_ALIGNMENT = 128
 _WORD = re.compile(r"[\w$%]+")
 _NUMBERED = re.compile(r"(?<![\w$%])([A-Za-z_$%][\w$%]*?)(\d+)\b")
+_ENDS_STRETCH = frozenset({"bra", "call", "exit", "ret"})
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class _Writer:
         self._function = function
         self._context = context
         self._lines: list[str] = []
+        self._uncounted = 0  # instructions since control could last come in or go elsewhere
         self._used: dict[str, list[int]] = {}
         for prefix, number in set(_NUMBERED.findall(function.text)):
             self._used.setdefault(prefix, []).append(int(number))
@@ -123,11 +125,18 @@ class _Writer:
     def body(self) -> list[str]:
         for statement in self._function.statements:
             self._write(statement)
+        self._count()
         return self._lines
+
+    def _count(self) -> None:
+        if self._uncounted > 0:
+            self._lines.append(f"executed += {self._uncounted};")
+        self._uncounted = 0
 
     def _write(self, statement: Statement) -> None:
         match statement:
             case Label(name):
+                self._count()
                 self._lines.append(f"{identifier('L', name)}:;")
             case ScopeStart():
                 self._context.open_scope()
@@ -139,6 +148,9 @@ class _Writer:
                 for variable in variables:
                     self._declare(variable)
             case Instruction():
+                self._uncounted += 1
+                if statement.base in _ENDS_STRETCH:
+                    self._count()
                 self._lines.append(self._instruction(statement))
 
     def _instruction(self, instruction: Instruction) -> str:

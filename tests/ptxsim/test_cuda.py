@@ -68,7 +68,21 @@ __global__ void several_ways(const float4* x, float4* y, int* count) {
     atomicAdd(count, 1);
 }
 
+__global__ void count_down(unsigned n) {
+    asm volatile(
+        "{ .reg .u32 left; .reg .pred more;\n"
+        "mov.u32 left, %0;\n"
+        "again: sub.u32 left, left, 1;\n"
+        "setp.ne.u32 more, left, 0;\n"
+        "@more bra again; }" ::"r"(n));
+}
+
 }  // namespace
+
+extern "C" cudaError_t run_count_down(unsigned n, unsigned blocks, unsigned threads) {
+    count_down<<<blocks, threads>>>(n);
+    return cudaPeekAtLastError();
+}
 
 extern "C" cudaError_t run_several_ways(const float4* x, float4* y, int* count) {
     several_ways<<<1, kThreads>>>(x, y, count);
@@ -129,6 +143,7 @@ def library(source: Path) -> ctypes.CDLL:
         pointer, pointer, ctypes.c_int, ctypes.c_size_t, ctypes.c_int, ctypes.c_bool
     )  # fmt: skip
     library.run_several_ways.argtypes = (pointer, pointer, pointer)
+    library.run_count_down.argtypes = (unsigned, unsigned, unsigned)
     library.run_reverse.argtypes = (pointer, ctypes.c_int, ctypes.c_int)
     library.cudaGetErrorString.restype = ctypes.c_char_p
     return library
@@ -332,6 +347,34 @@ def test_traffic_of_other_instructions(library: ctypes.CDLL, device: Device) -> 
     assert device.traffic("count") == (128 * 4, 128 * 4)
 
 
+def test_instructions(library: ctypes.CDLL, device: Device) -> None:
+    def counted(n: int, blocks: int) -> int:
+        device.clear()
+        assert library.run_count_down(n, blocks, 40) == _OK, device.message()
+        (name,) = device.instructions()
+        assert name == "count_down"
+        return device.instructions()[name]
+
+    few, more = counted(9, 2), counted(10, 2)
+    assert more - few == 2 * 40 * 3  # of one round, the branch that is not taken with it
+    # Two moves, a load and a return, at most, beside the rounds.
+    assert 2 * 40 * (3 * 10 + 2) <= more <= 2 * 40 * (3 * 10 + 4)
+    assert counted(10, 6) == 3 * more
+    # Those of several launches are added up.
+    assert library.run_count_down(10, 2, 40) == _OK, device.message()
+    assert device.instructions() == {"count_down": 4 * more}
+
+
+def test_how_kernels_were_launched(library: ctypes.CDLL, device: Device) -> None:
+    assert device.executed() == {}
+    assert _sum(library, device, 1000)[0] == _OK, device.message()
+    assert _sum(library, device)[0] == _OK, device.message()
+    ((name, executed),) = device.executed().items()
+    assert (name, executed.threads, executed.dynamic_shared) == ("sum<true>", 128, 1000)
+    device.clear()
+    assert device.executed() == {}
+
+
 def test_traffic_without_checks_of_races(library: ctypes.CDLL, device: Device) -> None:
     device.options(races=False, initialised=False)
     code, _ = _sum(library, device)
@@ -434,6 +477,10 @@ def test_module_of_several_sources(parts: list[Path]) -> None:
     assert module.second(x.ctypes.data, 4) == "no error", device.message()
     np.testing.assert_array_equal(x, [-300] * 4 + [-1300] * 4)
     assert device.traffic("x") == (2 * 32, 4 * 32)
+    # Kernels of the same name in two files count together.
+    counts = device.instructions()
+    assert set(counts) == {"put", "put_more", "multiply<true>"}
+    assert counts["put"] % 8 == 0
     assert module.second(x.ctypes.data, 5) == "an illegal memory access was encountered"
     assert "put_more" in device.message()
     assert "at second.cu:8" in device.message()

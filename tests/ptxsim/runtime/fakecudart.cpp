@@ -84,6 +84,12 @@ struct Buffer {
     bool writable;
     std::string name;
 };
+// The launches of the kernels of a name.
+struct Executed {
+    uint64_t instructions;  // of all threads
+    unsigned threads;       // the most of a block
+    size_t dynamic_bytes;   // of shared memory: the most
+};
 struct Configuration {
     Dim3 grid, block;
     size_t shared_bytes;
@@ -94,7 +100,8 @@ struct Runtime {
     std::map<const void*, Kernel> kernels;  // by the host function
     std::map<uint64_t, Buffer> allocations;
     std::map<uint64_t, Buffer> registered;
-    std::map<std::string, Traffic> traffic;  // by the buffer's name
+    std::map<std::string, Traffic> traffic;    // by the buffer's name
+    std::map<std::string, Executed> executed;  // by the kernel's name
     std::vector<Configuration> configurations;
     Error last = kSuccess;
     Error fault = kSuccess;  // of a kernel; every call fails with it until cudaGetLastError
@@ -216,10 +223,15 @@ Error launch(const void* function, Dim3 grid, Dim3 block, void** arguments, size
     spec.message = report, spec.message_bytes = sizeof report;
     std::vector<Traffic> traffic(buffers.size());
     spec.traffic = traffic.data();
+    const uint64_t before = ptxsim::executed;
     const int failure = kernel->run(&spec);
+    Executed& sum = state.executed[kernel->name];
+    sum.instructions += ptxsim::executed - before;
+    sum.threads = std::max(sum.threads, block.x * block.y * block.z);
+    sum.dynamic_bytes = std::max(sum.dynamic_bytes, dynamic_bytes);
     for (size_t i = 0; i < buffers.size(); i++) {
-        Traffic& sum = state.traffic[buffers[i].name];
-        sum.read += traffic[i].read, sum.written += traffic[i].written;
+        Traffic& total = state.traffic[buffers[i].name];
+        total.read += traffic[i].read, total.written += traffic[i].written;
     }
     if (failure == 0) return kSuccess;
     state.fault = fault_of(report);
@@ -311,10 +323,20 @@ int ptxsim_traffic(const char* name, uint64_t* read, uint64_t* written) {
     *read = found->second.read, *written = found->second.written;
     return 0;
 }
-// Forgets the registered buffers, their traffic, and what has failed.
+// What the kernel at this place has executed, and how it was launched. 1: there are not so many.
+int ptxsim_executed(unsigned place, const char** name, uint64_t* instructions, unsigned* threads,
+                    uint64_t* dynamic_bytes) {
+    if (place >= runtime().executed.size()) return 1;
+    const auto& [found, sum] = *std::next(runtime().executed.begin(), place);
+    *name = found.c_str(), *instructions = sum.instructions;
+    *threads = sum.threads, *dynamic_bytes = sum.dynamic_bytes;
+    return 0;
+}
+// Forgets the registered buffers, the traffic, what was executed, and what has failed.
 void ptxsim_clear_buffers() {
     runtime().registered.clear();
     runtime().traffic.clear();
+    runtime().executed.clear();
     runtime().last = runtime().fault = kSuccess;
     runtime().message[0] = '\0';
 }

@@ -16,6 +16,7 @@ Thread* current;
 unsigned char* shared_memory;
 uint32_t shared_bytes;
 const unsigned char* parameters;
+uint64_t executed;
 Machine* machine;
 
 namespace {

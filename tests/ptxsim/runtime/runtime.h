@@ -67,6 +67,7 @@ extern Thread* current;
 extern unsigned char* shared_memory;
 extern uint32_t shared_bytes;
 extern const unsigned char* parameters;
+extern uint64_t executed;  // instructions, of all threads of all launches
 
 [[noreturn]] void fail(const Site* site, const char* format, ...)
     __attribute__((format(printf, 2, 3)));
