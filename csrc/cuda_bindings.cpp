@@ -38,8 +38,8 @@ void check(int error) {
 void define_levels(py::module_& m) {
     py::class_<GrainrankSource>(m, "Source")
         .def(py::init([](int kind, int max_level, int num_keys, bool wide_keys, Address query_keys,
-                         Address candidate_keys, Address dense, Address ends, Address indices,
-                         Address levels, Address similarities, Address thresholds,
+                         Address candidate_keys, int64_t key_stride, Address dense, Address ends,
+                         Address indices, Address levels, Address similarities, Address thresholds,
                          int64_t threshold_stride, bool by_column) {
                  return GrainrankSource{kind,
                                         max_level,
@@ -47,6 +47,7 @@ void define_levels(py::module_& m) {
                                         wide_keys,
                                         at<const void*>(query_keys),
                                         at<const void*>(candidate_keys),
+                                        key_stride,
                                         at<const int8_t*>(dense),
                                         at<const int64_t*>(ends),
                                         at<const int32_t*>(indices),
@@ -58,9 +59,10 @@ void define_levels(py::module_& m) {
              }),
              py::kw_only(), py::arg("kind"), py::arg("max_level"), py::arg("num_keys") = 0,
              py::arg("wide_keys") = false, py::arg("query_keys") = 0, py::arg("candidate_keys") = 0,
-             py::arg("dense") = 0, py::arg("ends") = 0, py::arg("indices") = 0,
-             py::arg("levels") = 0, py::arg("similarities") = 0, py::arg("thresholds") = 0,
-             py::arg("threshold_stride") = 0, py::arg("by_column") = false);
+             py::arg("key_stride") = 0, py::arg("dense") = 0, py::arg("ends") = 0,
+             py::arg("indices") = 0, py::arg("levels") = 0, py::arg("similarities") = 0,
+             py::arg("thresholds") = 0, py::arg("threshold_stride") = 0,
+             py::arg("by_column") = false);
     py::class_<GrainrankIds>(m, "Ids").def(
         py::init([](Address query_ids, Address candidate_ids, bool wide) {
             return GrainrankIds{at<const void*>(query_ids), at<const void*>(candidate_ids), wide};

@@ -108,23 +108,19 @@ GRAINRANK_INLINE T shifted_log(T sum, T shift) {
 }
 
 // A sum of exponentials relative to a reference, which is raised once a term is far above it: so a
-// term is at most exp(kFar), and the first one 1.
+// term is at most exp(kFar), and the first one 1. Far: so near that a term is exact to the last
+// digits, so far that few terms are.
 template <class T>
 struct ExponentialSum {
-    static constexpr T kFar = T(8);
+    static constexpr T kFar = T(2);
 
     T reference = T(kEmpty);
     T sum = T(0);
 
-    GRAINRANK_INLINE void raise(T to) {
-        sum *= exponential<T>(reference - to);
-        reference = to;
-    }
-
     GRAINRANK_INLINE void merge(const ExponentialSum& other) {
         const T top = other.reference > reference ? other.reference : reference;
-        sum = sum * exponential<T>(reference - top) +
-              other.sum * exponential<T>(other.reference - top);
+        sum = sum * probability<T>(reference - top) +
+              other.sum * probability<T>(other.reference - top);
         reference = top;
     }
 
@@ -201,12 +197,17 @@ template <class T, bool kAll, int kSlots>
 struct PairTables {
     LevelPart<T, kAll> parts[kSlots];
 
-    // `at`: the pair's column (row). Levels of at most `levels`.
-    GRAINRANK_INLINE void add(T z, int32_t level, int32_t at, int levels) {
+    // Sums from now on are taken against the references of `other`, but nothing is in them.
+    GRAINRANK_INLINE void start_from(int l, const LevelPart<T, kAll>& other) {
+        parts[l].exponentials.reference = other.exponentials.reference;
+        if constexpr (kAll) parts[l].negative.reference = other.negative.reference;
+    }
+
+    // `at`: the pair's column (row). Pairs of other levels than 0 .. kSlots - 1 count for nothing.
+    GRAINRANK_INLINE void add(T z, int32_t level, int32_t at) {
         T reference = z, negative_reference = -z;
         GRAINRANK_UNROLL
         for (int l = 0; l < kSlots; ++l) {
-            if (l >= levels) break;
             reference = level == l ? parts[l].exponentials.reference : reference;
             if constexpr (kAll)
                 negative_reference = level == l ? parts[l].negative.reference : negative_reference;
@@ -214,51 +215,54 @@ struct PairTables {
         const T far = ExponentialSum<T>::kFar;
         bool raised = z - reference > far;
         if constexpr (kAll) raised |= -z - negative_reference > far;
-        if (raised) raise(z, level, levels, reference, negative_reference);
-        const T exponential_ = exponential<T>(z - reference);
+        if (raised) raise(z, level, reference, negative_reference);
+        const T exponential_ = probability<T>(z - reference);
         T negative = T(0);
-        if constexpr (kAll) negative = exponential<T>(-z - negative_reference);
+        if constexpr (kAll) negative = probability<T>(-z - negative_reference);
         GRAINRANK_UNROLL
         for (int l = 0; l < kSlots; ++l) {
-            if (l >= levels) break;
-            if (level != l) continue;
             LevelPart<T, kAll>& part = parts[l];
-            part.exponentials.sum += exponential_;
-            part.total += z;
-            part.count += 1;
+            if (level == l) {
+                part.exponentials.sum += exponential_;
+                part.total += z;
+                part.count += 1;
+            }
             if constexpr (kAll) {
-                part.negative.sum += negative;
-                if (z > part.highest.value) part.highest = {z, at};
-                if (z < part.lowest.value) part.lowest = {z, at};
+                if (level == l) part.negative.sum += negative;
+                if (level == l && z > part.highest.value) part.highest = {z, at};
+                if (level == l && z < part.lowest.value) part.lowest = {z, at};
             }
         }
     }
 
-    GRAINRANK_INLINE void merge(const PairTables& other, int levels) {
+    GRAINRANK_INLINE void merge(const PairTables& other) {
         GRAINRANK_UNROLL
-        for (int l = 0; l < kSlots; ++l)
-            if (l < levels) parts[l].merge(other.parts[l]);
+        for (int l = 0; l < kSlots; ++l) parts[l].merge(other.parts[l]);
     }
 
   private:
     // The references of the level that are far from the logit z.
-    GRAINRANK_INLINE void raise(T z, int32_t level, int levels, T& reference,
-                                T& negative_reference) {
-        const T far = ExponentialSum<T>::kFar;
+    GRAINRANK_INLINE void raise(T z, int32_t level, T& reference, T& negative_reference) {
+        const T factor = raised(reference, z);
+        const T negative_factor = kAll ? raised(negative_reference, -z) : T(1);
         GRAINRANK_UNROLL
         for (int l = 0; l < kSlots; ++l) {
-            if (l >= levels) break;
             if (level != l) continue;
-            if (z - reference > far) {
-                parts[l].exponentials.raise(z);
-                reference = z;
+            parts[l].exponentials.reference = reference;
+            parts[l].exponentials.sum *= factor;
+            if constexpr (kAll) {
+                parts[l].negative.reference = negative_reference;
+                parts[l].negative.sum *= negative_factor;
             }
-            if constexpr (kAll)
-                if (-z - negative_reference > far) {
-                    parts[l].negative.raise(-z);
-                    negative_reference = -z;
-                }
         }
+    }
+
+    // Raises the reference to z where it is far below, and gives the factor of its sum.
+    static GRAINRANK_INLINE T raised(T& reference, T z) {
+        if (!(z - reference > ExponentialSum<T>::kFar)) return T(1);
+        const T factor = probability<T>(reference - z);
+        reference = z;
+        return factor;
     }
 };
 

@@ -364,8 +364,8 @@ class ScalarTables {
                    int64_t stride) {
         PairTables<T, kAll, kSlots> chunk;
         for (int64_t s = 0; s < steps; ++s)
-            chunk.add(z[s * stride], levels[s * stride], static_cast<int32_t>(first + s), levels_);
-        tables_.merge(chunk, levels_);
+            chunk.add(z[s * stride], levels[s * stride], static_cast<int32_t>(first + s));
+        tables_.merge(chunk);
     }
 
     void write(const Tables<T>& out, int64_t row, int) const {

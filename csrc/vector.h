@@ -8,7 +8,7 @@
 #include <string.h>
 
 #if defined(__CUDACC__)
-#define GRAINRANK_INLINE inline __host__ __device__
+#define GRAINRANK_INLINE inline __device__
 #elif defined(__GNUC__)
 #define GRAINRANK_INLINE inline __attribute__((always_inline))
 #else

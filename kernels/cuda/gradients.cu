@@ -32,19 +32,35 @@ int lanes_of(const GrainrankBlock& block, const GrainrankGradientArgs& args) {
     return lanes;
 }
 
+// Which tables a gradient is made of: lse of the rows, or of both sides, of one channel with
+// nothing else; or whatever is given.
+enum class Terms { kRows, kBoth, kAny };
+
 template <class T>
 struct TableGradients {
     const T *lse, *d_lse, *neg_lse, *d_neg_lse, *d_total;
 
     // `at`: of the pair's entry.
-    __device__ T of_pair(T z, int32_t level, int64_t at) const {
+    template <Terms kTerms>
+    __device__ T of_pair(T z, int32_t level, int at) const {
         T g = T(0);
-        if (d_lse != nullptr)
-            g = gradient<T>(z, lse[at], d_lse[at], d_total != nullptr ? d_total[at] : T(0));
-        else if (d_total != nullptr)
-            g = d_total[at];
-        if (d_neg_lse != nullptr) g += negative_gradient<T>(z, level, neg_lse[at], d_neg_lse[at]);
+        if constexpr (kTerms != Terms::kAny) {
+            g = gradient<T>(z, lse[at], d_lse[at], T(0));
+        } else {
+            if (d_lse != nullptr)
+                g = gradient<T>(z, lse[at], d_lse[at], d_total != nullptr ? d_total[at] : T(0));
+            else if (d_total != nullptr)
+                g = d_total[at];
+            if (d_neg_lse != nullptr)
+                g += negative_gradient<T>(z, level, neg_lse[at], d_neg_lse[at]);
+        }
         return level < 0 ? T(0) : g;
+    }
+
+    // From an entry on.
+    __device__ TableGradients from(int64_t entry) const {
+        const auto moved = [&](const T* table) { return table == nullptr ? table : table + entry; };
+        return {moved(lse), moved(d_lse), moved(neg_lse), moved(d_neg_lse), moved(d_total)};
     }
 };
 
@@ -110,32 +126,38 @@ __device__ void stage(const GrainrankGradientArgs& args, int64_t first, int colu
 }
 
 // The gradients of the logits of one channel, as gradients of `scale * s`.
-template <class T>
+template <Terms kTerms, class T>
 __device__ void channel_gradients(const GrainrankBlock& block, const GrainrankChannel& channel,
-                                  const TableGradients<T>& columns, const Place& at, int lane,
+                                  const TableGradients<T>& columns, const Place<T>& at, int lane,
                                   int lanes, const T (&s)[kVector], const Levels4& level,
                                   const Levels4& of_rows, const Levels4& of_columns,
                                   T (&g)[kVector]) {
-    const int levels = block.levels.max_level + 1;
+    const int64_t row = int64_t{at.block_row} * (block.levels.max_level + 1);
+    const TableGradients<T> rows = typed<T>(channel.rows).from(row);
     const T* factors = static_cast<const T*>(channel.factors);
-    const TableGradients<T> rows = typed<T>(channel.rows);
-    const int64_t row = at.block_row * levels;
     T z[kVector];
-    logits(block, factors, s, level, z);
+    if constexpr (kTerms == Terms::kAny) {
+        logits(block, factors, at, s, level, z);
+    } else {
+        for (int i = 0; i < kVector; ++i) z[i] = logit(s[i], at.scale);
+    }
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-        g[i] = rows.of_pair(z[i], of_rows[i], row + entry(of_rows[i]));
-        if (columns.lse != nullptr)
-            g[i] += columns.of_pair(z[i], of_columns[i],
-                                    (entry(of_columns[i]) * kVector + i) * lanes + lane);
-        if (channel.d_softplus != nullptr && of_rows[i] > 0) {
-            const int64_t entry = row + of_rows[i];
-            const T against = static_cast<const T*>(channel.thresholds)[entry];
-            const T d = static_cast<const T*>(channel.d_softplus)[entry];
-            g[i] -= softplus<T>(against - z[i]).slope * d;
+        g[i] = rows.template of_pair<kTerms>(z[i], of_rows[i], entry(of_rows[i]));
+        const int staged = (entry(of_columns[i]) * kVector + i) * lanes + lane;
+        if constexpr (kTerms == Terms::kBoth)
+            g[i] += columns.template of_pair<kTerms>(z[i], of_columns[i], staged);
+        if constexpr (kTerms == Terms::kAny) {
+            if (columns.lse != nullptr)
+                g[i] += columns.template of_pair<kTerms>(z[i], of_columns[i], staged);
+            if (channel.d_softplus != nullptr && of_rows[i] > 0) {
+                const T against = static_cast<const T*>(channel.thresholds)[row + of_rows[i]];
+                const T d = static_cast<const T*>(channel.d_softplus)[row + of_rows[i]];
+                g[i] -= softplus<T>(against - z[i]).slope * d;
+            }
         }
     }
-    through_logits(block, factors, s, level, g);
+    if constexpr (kTerms == Terms::kAny) through_logits(block, factors, s, level, g);
 }
 
 // Sums of g * scaled by level, of each row: [R, L + 1] of this column tile.
@@ -153,20 +175,62 @@ __device__ void store_level_moments(T* moments, int levels, int lane, int lanes,
 
 // Adds up what the threads of a column have, and stores it: [M] of this row tile.
 template <class T>
-__device__ void store_column_moments(T* moments, const Place& at, int lane, int lanes,
+__device__ void store_column_moments(T* moments, const Place<T>& at, int lane, int lanes,
                                      const T (&sums)[kVector], T* shared) {
     __syncthreads();  // the tables are not needed any more
     for (int i = 0; i < kVector; ++i) shared[threadIdx.x * kVector + i] = sums[i];
     __syncthreads();
     if (static_cast<int>(threadIdx.x) >= lanes) return;
-    for (int i = 0; i < kVector && i < at.there; ++i) {
+    for (int i = 0; i < at.there; ++i) {
         T sum = T(0);
         for (int t = lane; t < kThreads; t += lanes) sum += shared[t * kVector + i];
         moments[at.column + i] = sum;
     }
 }
 
-template <class T, class G>
+// The gradient of the four pairs, as that of `scale * s`, of all channels; and its moments.
+template <class T>
+__device__ void any_gradients(const GrainrankBlock& block, const GrainrankGradientArgs& args,
+                              Staged<T> staged, const Place<T>& at, int64_t column_tile, int lane,
+                              int lanes, bool in_rows, const T (&s)[kVector], const Levels4& level,
+                              T (&total)[kVector], T (&column_sums)[kVector]) {
+    const int levels = block.levels.max_level + 1;
+    const bool inside = in_rows && at.there > 0;
+    Levels4 of_rows, of_columns;
+    T scaled[kVector];
+    for (int i = 0; i < kVector; ++i) {
+        scaled[i] = s[i] * at.scale;
+        of_rows[i] = of_columns[i] = level[i];
+    }
+    if (inside) {
+        apply_ceiling(block, false, at, s, of_rows);
+        apply_ceiling(block, true, at, s, of_columns);
+    }
+    const int64_t line = column_tile * block.rows + at.block_row;  // of the moments
+    for (int f = 0; f < args.num_channels; ++f) {
+        const GrainrankChannel& channel = args.channels[f];
+        const TableGradients<T> columns = staged.take(channel.columns);
+        T g[kVector] = {};
+        if (inside)
+            channel_gradients<Terms::kAny>(block, channel, columns, at, lane, lanes, s, level,
+                                           of_rows, of_columns, g);
+        for (int i = 0; i < kVector; ++i) total[i] += g[i];
+        if (channel.moments != nullptr)
+            store_level_moments(static_cast<T*>(channel.moments) + line * levels, levels, lane,
+                                lanes, in_rows, level, g, scaled);
+    }
+    T sum = T(0);
+    for (int i = 0; i < kVector; ++i) {
+        const T moment = total[i] * scaled[i];
+        column_sums[i] += moment;
+        sum += moment;
+    }
+    if (args.row_moments == nullptr) return;
+    sum = sum_over(sum, lanes);
+    if (in_rows && lane == 0) static_cast<T*>(args.row_moments)[line] = sum;
+}
+
+template <class T, class G, Terms kTerms>
 __global__ void __launch_bounds__(kThreads, kResident<T>)
     gradients_kernel(const __grid_constant__ GrainrankBlock block,
                      const __grid_constant__ GrainrankGradientArgs args, int lanes,
@@ -176,59 +240,57 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
     // Blocks that run together share columns.
     const int64_t row_tile = blockIdx.x % row_tiles, column_tile = blockIdx.x / row_tiles;
     const int lane = threadIdx.x % lanes, columns = lanes * kVector;
-    Staged<T> staged{reinterpret_cast<T*>(memory), static_cast<int64_t>(columns) * levels};
-    stage(args, column_tile * columns, columns, levels, staged);
-    const T scale = *static_cast<const T*>(block.scale);
-    Place at{0, 0, column_tile * columns + int64_t{lane} * kVector, 0};
-    at.there = block.columns - at.column;
+    const Staged<T> staged{reinterpret_cast<T*>(memory), int64_t{columns} * levels};
+    if constexpr (kTerms != Terms::kRows)
+        stage(args, column_tile * columns, columns, levels, staged);
+    Place<T> at(block, static_cast<int>(column_tile * columns) + lane * kVector);
     T column_sums[kVector] = {};
     // Every thread goes through all rounds: sums over a row are taken together.
-    for (int row = threadIdx.x / lanes; row - static_cast<int>(threadIdx.x) / lanes < kTileRows;
-         row += kThreads / lanes) {
-        at.block_row = row_tile * kTileRows + row;
-        at.row = block.first_row + at.block_row;
-        const bool in_rows = row < kTileRows && at.block_row < block.rows;
+    const int first = threadIdx.x / lanes;
+#pragma unroll 1
+    for (int row = first; row - first < kTileRows; row += kThreads / lanes) {
+        const int block_row = static_cast<int>(row_tile * kTileRows) + row;
+        const bool in_rows = row < kTileRows && block_row < block.rows;
         const bool inside = in_rows && at.there > 0;
-        Levels4 level = {-1, -1, -1, -1}, of_rows = {-1, -1, -1, -1}, of_columns = {-1, -1, -1, -1};
-        T s[kVector] = {}, scaled[kVector] = {}, total[kVector] = {};
+        Levels4 level = {-1, -1, -1, -1};
+        T s[kVector] = {}, total[kVector] = {};
+        at.block_row = block_row;
         if (inside) {
-            similarities(block, at, load_products<T>(block, at), s);
-            pair_levels(block.levels, block.columns, at, level);
-            for (int i = 0; i < kVector; ++i) {
-                scaled[i] = s[i] * scale;
-                of_rows[i] = of_columns[i] = level[i];
-            }
-            apply_ceiling(block, false, at, s, of_rows);
-            apply_ceiling(block, true, at, s, of_columns);
+            const Packed<T> products = load_products(block, at);
+            at.to_row(block, block_row);
+            pair_levels(block, at, level);
+            similarities(at, products, s);
         }
-        Staged<T> next = staged;
-        for (int f = 0; f < args.num_channels; ++f) {
-            const GrainrankChannel& channel = args.channels[f];
-            const TableGradients<T> of_channel = next.take(channel.columns);
-            T g[kVector] = {};
-            if (inside)
-                channel_gradients(block, channel, of_channel, at, lane, lanes, s, level, of_rows,
-                                  of_columns, g);
-            for (int i = 0; i < kVector; ++i) total[i] += g[i];
-            if (channel.moments != nullptr) {
-                T* moments = static_cast<T*>(channel.moments) +
-                             (column_tile * block.rows + at.block_row) * levels;
-                store_level_moments(moments, levels, lane, lanes, in_rows, level, g, scaled);
-            }
+        if constexpr (kTerms == Terms::kAny) {
+            any_gradients(block, args, staged, at, column_tile, lane, lanes, in_rows, s, level,
+                          total, column_sums);
+        } else if (inside) {
+            const TableGradients<T> of_columns =
+                kTerms == Terms::kBoth ? Staged<T>(staged).take(args.channels[0].columns)
+                                       : TableGradients<T>{};
+            channel_gradients<kTerms>(block, args.channels[0], of_columns, at, lane, lanes, s,
+                                      level, level, level, total);
         }
-        if (args.row_moments != nullptr) {
-            T sum = T(0);
-            for (int i = 0; i < kVector; ++i) sum += total[i] * scaled[i];
-            sum = sum_over(sum, lanes);
-            if (in_rows && lane == 0)
-                static_cast<T*>(args.row_moments)[column_tile * block.rows + at.block_row] = sum;
-        }
-        for (int i = 0; i < kVector; ++i) column_sums[i] += total[i] * scaled[i];
-        if (inside) store_gradient<T, G>(block, args.gradient, at, total);
+        if (inside) store_gradient<T, G>(args.gradient, at, total);
     }
-    if (args.column_moments != nullptr)
-        store_column_moments(static_cast<T*>(args.column_moments) + row_tile * block.columns, at,
-                             lane, lanes, column_sums, reinterpret_cast<T*>(memory));
+    if constexpr (kTerms == Terms::kAny)
+        if (args.column_moments != nullptr)
+            store_column_moments(static_cast<T*>(args.column_moments) + row_tile * block.columns,
+                                 at, lane, lanes, column_sums, reinterpret_cast<T*>(memory));
+}
+
+Terms terms_of(const GrainrankBlock& block, const GrainrankGradientArgs& args) {
+    const GrainrankChannel& channel = args.channels[0];
+    const auto lse_alone = [](const GrainrankTableGradients& t) {
+        return t.d_lse != nullptr && t.d_neg_lse == nullptr && t.d_total == nullptr;
+    };
+    const bool plain = args.num_channels == 1 && channel.factors == nullptr && !block.circle &&
+                       block.ceilings.rows == nullptr && block.ceilings.columns == nullptr &&
+                       channel.d_softplus == nullptr && channel.moments == nullptr &&
+                       args.row_moments == nullptr && args.column_moments == nullptr;
+    if (!plain || !lse_alone(channel.rows)) return Terms::kAny;
+    if (channel.columns.lse == nullptr) return Terms::kRows;
+    return lse_alone(channel.columns) ? Terms::kBoth : Terms::kAny;
 }
 
 template <class T, class G>
@@ -239,8 +301,12 @@ int run(const GrainrankBlock& block, const GrainrankGradientArgs& args, cudaStre
     if (blocks == 0) return 0;
     size_t shared = shared_bytes(block, args, lanes);
     if (args.column_moments != nullptr && shared < kSumBytes) shared = kSumBytes;
-    gradients_kernel<T, G><<<static_cast<unsigned>(blocks), kThreads, shared, stream>>>(
-        block, args, lanes, row_tiles);
+    const Terms terms = terms_of(block, args);
+    const auto kernel = terms == Terms::kRows   ? gradients_kernel<T, G, Terms::kRows>
+                        : terms == Terms::kBoth ? gradients_kernel<T, G, Terms::kBoth>
+                                                : gradients_kernel<T, G, Terms::kAny>;
+    kernel<<<static_cast<unsigned>(blocks), kThreads, shared, stream>>>(block, args, lanes,
+                                                                        row_tiles);
     return cudaGetLastError();
 }
 

@@ -47,12 +47,14 @@ typedef enum {
 
 /* Where levels come from. Pointers that a kind has no use for are null. */
 typedef struct {
-    int kind;                   /* GrainrankSourceKind */
-    int max_level;              /* L of this source */
-    int num_keys;               /* K */
-    int wide_keys;              /* keys are int64, else int32; negative: unknown, equals nothing */
+    int kind;      /* GrainrankSourceKind */
+    int max_level; /* L of this source */
+    int num_keys;  /* K */
+    int wide_keys; /* keys are int64, else int32; unknown ones are -2 of queries, -1 of candidates
+                    */
     const void* query_keys;     /* [N, K] */
-    const void* candidate_keys; /* [K, M] */
+    const void* candidate_keys; /* [K, M], rows `key_stride` apart, 16-byte aligned */
+    int64_t key_stride;         /* a multiple of 4 */
     const int8_t* dense;        /* [N, M] */
     const int64_t* ends;        /* [N + 1]: the row's entries in indices and levels */
     const int32_t* indices;     /* [nnz], ascending in a row */

@@ -37,6 +37,12 @@ inline int checked(const GrainrankBlock& block) {
         levels.num_sources > GRAINRANK_CUDA_MAX_SOURCES || levels.num_exclusions < 0 ||
         levels.num_exclusions > GRAINRANK_CUDA_MAX_EXCLUSIONS)
         return GRAINRANK_CUDA_TOO_MANY;
+    for (int n = 0; n < levels.num_sources; ++n) {
+        const GrainrankSource& source = levels.sources[n];
+        const size_t key = source.wide_keys ? sizeof(int64_t) : sizeof(int32_t);
+        if (is_misaligned(source.candidate_keys, source.key_stride, key))
+            return GRAINRANK_CUDA_MISALIGNED;
+    }
     return 0;
 }
 

@@ -52,40 +52,68 @@ __device__ void store(X* p, int64_t at, int64_t there, const X (&in)[kVector]) {
     }
 }
 
-// Where four pairs are. Those of the columns from `there` on are behind the last one.
-struct Place {
-    int64_t row;        // of the batch
-    int64_t block_row;  // of the row block
-    int64_t column;     // the first of the four
-    int64_t there;      // columns from it on, in the matrix
-};
-
 using Levels4 = int32_t[kVector];
 
-template <class Key>
-__device__ void key_levels(const GrainrankSource& source, int64_t columns, const Place& at,
-                           Levels4& level) {
-    const Key* query = static_cast<const Key*>(source.query_keys) + at.row * source.num_keys;
-    const Key* candidates = static_cast<const Key*>(source.candidate_keys);
-    for (int k = 0; k < source.num_keys; ++k) {
-        const Key query_key = query[k];
-        if (query_key < 0) {  // unknown: equals nothing, and ends the prefix
-            if (source.kind == GRAINRANK_KEYS_PREFIX) break;
-            continue;
+// Four pairs of adjacent columns, and what they share with those of other rows: a thread keeps its
+// columns while it goes from row to row.
+template <class T>
+struct Place {
+    int row;        // of the batch
+    int block_row;  // of the row block
+    int column;     // the first of the four
+    int there;      // how many of them are in the matrix: 0 .. 4
+    T scale;
+    T column_factor[kVector];
+    T factor[kVector];  // between the product and the similarity
+
+    __device__ Place(const GrainrankBlock& block, int column_)
+        : row(0), block_row(0), column(column_), there(0), factor{} {
+        move(block, column_);
+    }
+
+    __device__ void move(const GrainrankBlock& block, int column_) {
+        column = column_;
+        const int64_t left = block.columns - column;
+        there = left < 0 ? 0 : left < kVector ? static_cast<int>(left) : kVector;
+        scale = *static_cast<const T*>(block.scale);
+        if (block.column_factors == nullptr) {
+            for (T& x : column_factor) x = T(1);
+        } else {
+            load(static_cast<const T*>(block.column_factors), column, there, T(0), column_factor);
         }
-        Key keys[kVector];
-        load(candidates, k * columns + at.column, at.there, Key(-1), keys);
+    }
+
+    __device__ void to_row(const GrainrankBlock& block, int block_row_) {
+        block_row = block_row_;
+        row = static_cast<int>(block.first_row) + block_row;
+        T of_row = T(1);
+        if (block.row_factors != nullptr)
+            of_row = static_cast<const T*>(block.row_factors)[block_row];
+        for (int i = 0; i < kVector; ++i) factor[i] = of_row * column_factor[i];
+    }
+
+    __device__ int64_t at(int64_t columns) const { return block_row * columns + column; }
+};
+
+template <class Key, bool kPrefix, class T>
+__device__ void key_levels(const GrainrankSource& source, const Place<T>& at, Levels4& level) {
+    const Key* query =
+        static_cast<const Key*>(source.query_keys) + int64_t{at.row} * source.num_keys;
+    const Key* candidates = static_cast<const Key*>(source.candidate_keys) + at.column;
+#pragma unroll 1
+    for (int k = 0; k < source.num_keys; ++k, ++query, candidates += source.key_stride) {
+        const Key query_key = *query;
+        const Packed<Key> packed = *reinterpret_cast<const Packed<Key>*>(candidates);
         for (int i = 0; i < kVector; ++i) {
-            const int32_t match = key_match(keys[i], query_key);
-            level[i] +=
-                source.kind == GRAINRANK_KEYS_PREFIX ? finer_match(match, level[i], k) : match;
+            const int32_t match = key_match(packed.x[i], query_key);
+            level[i] += kPrefix ? finer_match(match, level[i], k) : match;
         }
     }
 }
 
 // The entries of the row that lie at the four columns: few, where judgements are sparse.
-__device__ inline void sparse_levels(const GrainrankSource& source, const Place& at,
-                                     Levels4& level) {
+template <class T>
+__device__ void sparse_levels(const GrainrankSource& source, const Place<T>& at, Levels4& level) {
     int64_t low = source.ends[at.row];
     const int64_t end = source.ends[at.row + 1];
     for (int64_t high = end; low < high;) {
@@ -96,17 +124,18 @@ __device__ inline void sparse_levels(const GrainrankSource& source, const Place&
             high = middle;
     }
     for (; low < end; ++low) {
-        const int64_t offset = source.indices[low] - at.column;
+        const int offset = source.indices[low] - at.column;
         if (offset >= kVector) break;
         const int32_t value = source.levels[low];
         for (int i = 0; i < kVector; ++i) level[i] = offset == i ? value : level[i];
     }
 }
 
-__device__ inline void band_levels(const GrainrankSource& source, int64_t columns, const Place& at,
-                                   Levels4& level) {
+template <class T>
+__device__ void band_levels(const GrainrankSource& source, int64_t columns, const Place<T>& at,
+                            Levels4& level) {
     float similarity[kVector];
-    load(source.similarities, at.block_row * columns + at.column, at.there, 0.0f, similarity);
+    load(source.similarities, at.at(columns), at.there, 0.0f, similarity);
     for (int l = 0; l < source.max_level; ++l) {
         float threshold[kVector];
         if (source.by_column) {
@@ -120,16 +149,22 @@ __device__ inline void band_levels(const GrainrankSource& source, int64_t column
     }
 }
 
-__device__ inline void source_levels(const GrainrankSource& source, int64_t columns,
-                                     const Place& at, Levels4& level) {
+template <class T>
+__device__ void source_levels(const GrainrankSource& source, int64_t columns, const Place<T>& at,
+                              Levels4& level) {
     for (int32_t& l : level) l = 0;
     switch (source.kind) {
         case GRAINRANK_KEYS_PREFIX:
+            if (source.wide_keys)
+                key_levels<int64_t, true>(source, at, level);
+            else
+                key_levels<int32_t, true>(source, at, level);
+            break;
         case GRAINRANK_KEYS_COUNT:
             if (source.wide_keys)
-                key_levels<int64_t>(source, columns, at, level);
+                key_levels<int64_t, false>(source, at, level);
             else
-                key_levels<int32_t>(source, columns, at, level);
+                key_levels<int32_t, false>(source, at, level);
             break;
         case GRAINRANK_DENSE:
             load(source.dense, at.row * columns + at.column, at.there, int32_t(0), level);
@@ -146,15 +181,16 @@ __device__ inline void source_levels(const GrainrankSource& source, int64_t colu
 }
 
 // Of each of the four pairs, whether its ids are equal.
-template <class Id>
-__device__ void equal_ids(const GrainrankIds& ids, const Place& at, bool (&equal)[kVector]) {
+template <class Id, class T>
+__device__ void equal_ids(const GrainrankIds& ids, const Place<T>& at, bool (&equal)[kVector]) {
     const Id query = static_cast<const Id*>(ids.query_ids)[at.row];
     Id candidate[kVector];
     load(static_cast<const Id*>(ids.candidate_ids), at.column, at.there, Id(0), candidate);
     for (int i = 0; i < kVector; ++i) equal[i] = excluded(0, query, candidate[i]) < 0;
 }
 
-__device__ inline void equal_ids(const GrainrankIds& ids, const Place& at, bool (&equal)[kVector]) {
+template <class T>
+__device__ void equal_ids(const GrainrankIds& ids, const Place<T>& at, bool (&equal)[kVector]) {
     if (ids.wide)
         equal_ids<int64_t>(ids, at, equal);
     else
@@ -162,12 +198,13 @@ __device__ inline void equal_ids(const GrainrankIds& ids, const Place& at, bool 
 }
 
 // -1 for ignored pairs, and behind the last column.
-__device__ inline void pair_levels(const GrainrankLevels& levels, int64_t columns, const Place& at,
-                                   Levels4& level) {
-    source_levels(levels.sources[0], columns, at, level);
+template <class T>
+__device__ void pair_levels(const GrainrankBlock& block, const Place<T>& at, Levels4& level) {
+    const GrainrankLevels& levels = block.levels;
+    source_levels(levels.sources[0], block.columns, at, level);
     for (int n = 1; n < levels.num_sources; ++n) {
         Levels4 other;
-        source_levels(levels.sources[n], columns, at, other);
+        source_levels(levels.sources[n], block.columns, at, other);
         for (int i = 0; i < kVector; ++i) level[i] = united(level[i], other[i]);
     }
     for (int n = 0; n < levels.num_exclusions; ++n) {
@@ -175,12 +212,13 @@ __device__ inline void pair_levels(const GrainrankLevels& levels, int64_t column
         equal_ids(levels.exclusions[n], at, equal);
         for (int i = 0; i < kVector; ++i) level[i] = equal[i] ? -1 : level[i];
     }
+    if (at.there == kVector) return;
     for (int i = 0; i < kVector; ++i) level[i] = i < at.there ? level[i] : -1;
 }
 
 // Levels as the rows, or the columns, see them.
 template <class T>
-__device__ void apply_ceiling(const GrainrankBlock& block, bool by_column, const Place& at,
+__device__ void apply_ceiling(const GrainrankBlock& block, bool by_column, const Place<T>& at,
                               const T (&s)[kVector], Levels4& level) {
     const GrainrankCeilings& ceilings = block.ceilings;
     const T* given = static_cast<const T*>(by_column ? ceilings.columns : ceilings.rows);
@@ -194,7 +232,7 @@ __device__ void apply_ceiling(const GrainrankBlock& block, bool by_column, const
         for (T& x : ceiling) x = of_row;
     }
     if (ceilings.reference != nullptr) {
-        load(ceilings.reference, at.block_row * block.columns + at.column, at.there, T(0), judged);
+        load(ceilings.reference, at.at(block.columns), at.there, T(0), judged);
     } else {
         for (int i = 0; i < kVector; ++i) judged[i] = s[i];
     }
@@ -203,46 +241,32 @@ __device__ void apply_ceiling(const GrainrankBlock& block, bool by_column, const
         level[i] = under_ceiling(level[i], judged[i], ceiling[i], kept[i]);
 }
 
-// The factors of four pairs between the product and the similarities.
-template <class T>
-__device__ void product_factors(const GrainrankBlock& block, const Place& at,
-                                T (&factor)[kVector]) {
-    const T row = static_cast<const T*>(block.row_factors)[at.block_row];
-    load(static_cast<const T*>(block.column_factors), at.column, at.there, T(0), factor);
-    for (T& x : factor) x *= row;
-}
-
 // The four products: the row block has room for all of them, also behind the last column.
 template <class T>
-__device__ Packed<T> load_products(const GrainrankBlock& block, const Place& at) {
-    const T* row = static_cast<const T*>(block.similarities) + at.block_row * block.row_stride;
-    return *reinterpret_cast<const Packed<T>*>(row + at.column);
+__device__ Packed<T> load_products(const GrainrankBlock& block, const Place<T>& at) {
+    const T* products = static_cast<const T*>(block.similarities) + at.at(block.row_stride);
+    return *reinterpret_cast<const Packed<T>*>(products);
 }
 
 // From products to similarities; 0 behind the last column.
 template <class T>
-__device__ void similarities(const GrainrankBlock& block, const Place& at,
-                             const Packed<T>& products, T (&s)[kVector]) {
-    for (int i = 0; i < kVector; ++i) s[i] = i < at.there ? products.x[i] : T(0);
-    if (block.row_factors == nullptr) return;
-    T factor[kVector];
-    product_factors(block, at, factor);
-    for (int i = 0; i < kVector; ++i) s[i] *= factor[i];
+__device__ void similarities(const Place<T>& at, const Packed<T>& products, T (&s)[kVector]) {
+    for (int i = 0; i < kVector; ++i) s[i] = products.x[i] * at.factor[i];
+    if (at.there == kVector) return;
+    for (int i = 0; i < kVector; ++i) s[i] = i < at.there ? s[i] : T(0);
 }
 
 // `factors`: of the levels, or null.
 template <class T>
-__device__ void logits(const GrainrankBlock& block, const T* factors, const T (&s)[kVector],
-                       const Levels4& level, T (&z)[kVector]) {
-    const T scale = *static_cast<const T*>(block.scale);
-    const T margin = static_cast<T>(block.circle_margin);
-    for (int i = 0; i < kVector; ++i) {
-        if (block.circle)
-            z[i] = circle_logit(s[i], scale, margin, level[i] > 0);
-        else if (factors != nullptr)
-            z[i] = scale * factors[entry(level[i])] * s[i];
-        else
-            z[i] = logit(s[i], scale);
+__device__ void logits(const GrainrankBlock& block, const T* factors, const Place<T>& at,
+                       const T (&s)[kVector], const Levels4& level, T (&z)[kVector]) {
+    if (block.circle) {
+        const T margin = static_cast<T>(block.circle_margin);
+        for (int i = 0; i < kVector; ++i) z[i] = circle_logit(s[i], at.scale, margin, level[i] > 0);
+    } else if (factors != nullptr) {
+        for (int i = 0; i < kVector; ++i) z[i] = at.scale * factors[entry(level[i])] * s[i];
+    } else {
+        for (int i = 0; i < kVector; ++i) z[i] = logit(s[i], at.scale);
     }
 }
 
@@ -250,12 +274,11 @@ __device__ void logits(const GrainrankBlock& block, const T* factors, const T (&
 template <class T>
 __device__ void through_logits(const GrainrankBlock& block, const T* factors, const T (&s)[kVector],
                                const Levels4& level, T (&g)[kVector]) {
-    const T margin = static_cast<T>(block.circle_margin);
-    for (int i = 0; i < kVector; ++i) {
-        if (block.circle)
-            g[i] *= circle_weight(s[i], margin, level[i] > 0);
-        else if (factors != nullptr)
-            g[i] *= factors[entry(level[i])];
+    if (block.circle) {
+        const T margin = static_cast<T>(block.circle_margin);
+        for (int i = 0; i < kVector; ++i) g[i] *= circle_weight(s[i], margin, level[i] > 0);
+    } else if (factors != nullptr) {
+        for (int i = 0; i < kVector; ++i) g[i] *= factors[entry(level[i])];
     }
 }
 
@@ -266,13 +289,9 @@ __device__ inline __nv_bfloat16 rounded(float x, __nv_bfloat16) { return __float
 
 // Times the block's factors and the unit, in the dtype of the gradient.
 template <class T, class G>
-__device__ void store_gradient(const GrainrankBlock& block, const GrainrankGradient& gradient,
-                               const Place& at, T (&g)[kVector]) {
-    if (block.row_factors != nullptr) {
-        T factor[kVector];
-        product_factors(block, at, factor);
-        for (int i = 0; i < kVector; ++i) g[i] *= factor[i];
-    }
+__device__ void store_gradient(const GrainrankGradient& gradient, const Place<T>& at,
+                               T (&g)[kVector]) {
+    for (int i = 0; i < kVector; ++i) g[i] *= at.factor[i];
     if (gradient.unit != nullptr) {
         const T unit = *static_cast<const T*>(gradient.unit);
         // A row of length 0 has a factor of 1e12: its gradient is as large as float16 can be.
@@ -283,10 +302,15 @@ __device__ void store_gradient(const GrainrankBlock& block, const GrainrankGradi
             x = x < -most ? -most : x;
         }
     }
-    G out[kVector];
-    for (int i = 0; i < kVector; ++i) out[i] = rounded(g[i], G());
-    store(static_cast<G*>(gradient.values) + at.block_row * gradient.row_stride, at.column,
-          at.there, out);
+    Packed<G> out;
+    for (int i = 0; i < kVector; ++i) out.x[i] = rounded(g[i], G());
+    G* to = static_cast<G*>(gradient.values) + at.at(gradient.row_stride);
+    if (at.there == kVector) {
+        *reinterpret_cast<Packed<G>*>(to) = out;
+    } else {
+        for (int i = 0; i < kVector; ++i)
+            if (i < at.there) to[i] = out.x[i];
+    }
 }
 
 // The sum over groups of `lanes` neighbouring lanes, in each of them.

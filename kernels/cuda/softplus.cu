@@ -8,22 +8,17 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kRows = kThreads / kWarp;
-constexpr int kSlots = kMaxLevels;
 constexpr int64_t kSplit = 64 * kWarp;  // columns: no more than 64 numbers in a thread's sum
 
-template <class T>
+template <class T, int kSlots>
 struct LevelSums {
     T value[kSlots], slope[kSlots];
 };
 
 // The four pairs of a thread: adds to the sums, and gives the gradients of the logits.
-template <class T>
-__device__ void add_pairs(const GrainrankSoftplusArgs& args, int levels, int64_t block_row,
-                          const T (&z)[kVector], const Levels4& level, LevelSums<T>& sums,
-                          T (&g)[kVector]) {
-    const T* thresholds =
-        static_cast<const T*>(args.thresholds) + block_row * args.threshold_stride;
-    const T* weights = static_cast<const T*>(args.weights);
+template <class T, int kSlots>
+__device__ void add_pairs(const T* thresholds, const T* weights, const T (&z)[kVector],
+                          const Levels4& level, LevelSums<T, kSlots>& sums, T (&g)[kVector]) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
         const bool positive = level[i] > 0;
@@ -36,14 +31,13 @@ __device__ void add_pairs(const GrainrankSoftplusArgs& args, int levels, int64_t
         }
 #pragma unroll
         for (int l = 0; l < kSlots; ++l) {
-            if (l >= levels) break;
             sums.value[l] += level[i] == l ? pair.value : T(0);
             sums.slope[l] += level[i] == l ? pair.slope : T(0);
         }
     }
 }
 
-template <class T, class G>
+template <class T, class G, int kSlots>
 __global__ void __launch_bounds__(kThreads, kResident<T>)
     softplus_kernel(const __grid_constant__ GrainrankBlock block,
                     const __grid_constant__ GrainrankSoftplusArgs args, int64_t row_groups) {
@@ -53,33 +47,42 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
     const int64_t row = blockIdx.x % row_groups * kRows + threadIdx.x / kWarp;
     if (row >= block.rows) return;  // the whole warp
     const T* factors = static_cast<const T*>(args.factors);
-    LevelSums<T> sums{};
-    Place at{block.first_row + row, row, split * kSplit + int64_t{lane} * kVector, 0};
+    const T* thresholds = static_cast<const T*>(args.thresholds) + row * args.threshold_stride;
+    const T* weights = static_cast<const T*>(args.weights);
+    LevelSums<T, kSlots> sums{};
+    const int first = static_cast<int>(split * kSplit) + lane * kVector;
     const int64_t last =
         (split + 1) * kSplit < block.columns ? (split + 1) * kSplit : block.columns;
-    for (; at.column < last; at.column += kWarp * kVector) {
-        at.there = block.columns - at.column;
+    Place<T> at(block, first);
+#pragma unroll 1
+    for (int column = first; column < last; column += kWarp * kVector) {
+        at.move(block, column);
+        at.to_row(block, static_cast<int>(row));
         Levels4 level;
         T s[kVector], z[kVector], g[kVector];
-        similarities(block, at, load_products<T>(block, at), s);
-        pair_levels(block.levels, block.columns, at, level);
+        const Packed<T> products = load_products(block, at);
+        pair_levels(block, at, level);
+        similarities(at, products, s);
         apply_ceiling(block, false, at, s, level);
-        logits(block, factors, s, level, z);
-        add_pairs(args, levels, row, z, level, sums, g);
-        if (args.weights == nullptr) continue;
+        // Of the positives alone: most vectors have none.
+        const bool any = level[0] > 0 || level[1] > 0 || level[2] > 0 || level[3] > 0;
+        if (weights == nullptr && !any) continue;
+        logits(block, factors, at, s, level, z);
+        add_pairs(thresholds, weights, z, level, sums, g);
+        if (weights == nullptr) continue;
         through_logits(block, factors, s, level, g);
-        store_gradient<T, G>(block, args.gradient, at, g);
+        store_gradient<T, G>(args.gradient, at, g);
     }
     __syncwarp();
     const int64_t out = (split * block.rows + row) * levels;
-    const bool positives = args.weights == nullptr;
 #pragma unroll
     for (int l = 0; l < kSlots; ++l) {
         if (l >= levels) break;
         const T value = sum_over(sums.value[l], kWarp), slope = sum_over(sums.slope[l], kWarp);
+        const bool counts = weights != nullptr || l > 0;
         if (lane != l) continue;
-        static_cast<T*>(args.value)[out + l] = positives && l == 0 ? T(0) : value;
-        static_cast<T*>(args.slope)[out + l] = positives && l == 0 ? T(0) : slope;
+        static_cast<T*>(args.value)[out + l] = counts ? value : T(0);
+        static_cast<T*>(args.slope)[out + l] = counts ? slope : T(0);
     }
 }
 
@@ -88,8 +91,9 @@ int run(const GrainrankBlock& block, const GrainrankSoftplusArgs& args, cudaStre
     const int64_t row_groups = divided(block.rows, kRows);
     const int64_t blocks = row_groups * divided(block.columns, kSplit);
     if (blocks == 0) return 0;
-    softplus_kernel<T, G>
-        <<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(block, args, row_groups);
+    const auto kernel =
+        block.levels.max_level < 4 ? softplus_kernel<T, G, 4> : softplus_kernel<T, G, kMaxLevels>;
+    kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(block, args, row_groups);
     return cudaGetLastError();
 }
 

@@ -15,7 +15,6 @@ constexpr int kPasses = kVectorsAcross;                 // vectors of a thread
 // Row strides in shared memory: threads of a warp meet no bank twice, in either direction.
 constexpr int kLogitStride = kTileColumns + kVector;
 constexpr int kLevelStride = kVectorsAcross + 1;  // words of four levels
-constexpr int kSlots = 4;                         // levels at a time, in registers
 constexpr int kGroups = 8;                        // threads of a column
 constexpr int kLeastSplit = 256;                  // columns
 constexpr int64_t kBlocks = 1024;  // enough of them, and the columns are not split further
@@ -69,8 +68,9 @@ __device__ uint32_t packed(const Levels4& level) {
     return word;
 }
 
-// The tile in shared memory, and the tables of its rows so far.
-template <class T, bool kAll>
+// The tile in shared memory, and the tables of its rows so far. kSlots: levels at a time, in
+// registers.
+template <class T, bool kAll, int kSlots>
 struct Tile {
     LevelPart<T, kAll>* parts;  // [L + 1, rows]
     T* logits;                  // [rows, kLogitStride]
@@ -90,33 +90,29 @@ struct Tile {
     }
 
     // The products of the columns from `column` on become logits and levels.
-    __device__ void fill(const GrainrankBlock& block, const T* factors, int64_t first_row,
-                         int64_t column) {
+    __device__ void fill(const GrainrankBlock& block, const T* factors, int first_row, int column) {
         const int across = threadIdx.x % kVectorsAcross;
         const int first = threadIdx.x / kVectorsAcross, step = rows / kPasses;
-        Place at{0, 0, column + int64_t{across} * kVector, 0};
-        at.there = block.columns - at.column;
+        Place<T> at(block, column + across * kVector);
         // All of them under way before the first one is needed. Each thread reads what it wrote.
 #pragma unroll
         for (int n = 0; n < kPasses; ++n) {
-            const int row = first + n * step;
-            at.block_row = first_row + row;
+            at.block_row = first_row + first + n * step;
             Packed<T> products{};
-            if (at.block_row < block.rows && at.there > 0) products = load_products<T>(block, at);
-            vector(row, across) = products;
+            if (at.block_row < block.rows && at.there > 0) products = load_products(block, at);
+            vector(first + n * step, across) = products;
         }
 #pragma unroll 1
         for (int n = 0; n < kPasses; ++n) {
             const int row = first + n * step;
-            at.block_row = first_row + row;
-            at.row = block.first_row + at.block_row;
             Packed<T>& place = vector(row, across);
             Levels4 level = {-1, -1, -1, -1}, of_columns = {-1, -1, -1, -1};
             T s[kVector], z[kVector] = {};
-            if (at.block_row < block.rows && at.there > 0) {
-                similarities(block, at, place, s);
-                pair_levels(block.levels, block.columns, at, level);
-                cuda::logits(block, factors, s, level, z);
+            if (first_row + row < block.rows && at.there > 0) {
+                at.to_row(block, first_row + row);
+                similarities(at, place, s);
+                pair_levels(block, at, level);
+                cuda::logits(block, factors, at, s, level, z);
                 for (int i = 0; i < kVector; ++i) of_columns[i] = level[i];
                 apply_ceiling(block, false, at, s, level);
                 if (column_levels != nullptr) apply_ceiling(block, true, at, s, of_columns);
@@ -129,38 +125,39 @@ struct Tile {
     }
 
     // Along the row of this thread. `column`: the first of the tile.
-    __device__ void add_row(int64_t column) {
+    __device__ void add_row(int column) {
         const int row = threadIdx.x;
 #pragma unroll 1
         for (int first = 0; first < levels; first += kSlots) {
             PairTables<T, kAll, kSlots> sums;
-            const int count = levels - first < kSlots ? levels - first : kSlots;
+#pragma unroll
+            for (int l = 0; l < kSlots; ++l)
+                if (first + l < levels) sums.start_from(l, parts[(first + l) * rows + row]);
 #pragma unroll 1
             for (int v = 0; v < kVectorsAcross; ++v) {
                 const Packed<T> z = vector(row, v);
                 const uint32_t word = row_levels[row * kLevelStride + v];
 #pragma unroll
                 for (int i = 0; i < kVector; ++i)
-                    sums.add(z.x[i], level_in(word, i) - first,
-                             static_cast<int32_t>(column) + v * kVector + i, count);
+                    sums.add(z.x[i], level_in(word, i) - first, column + v * kVector + i);
             }
 #pragma unroll
             for (int l = 0; l < kSlots; ++l) {
-                if (l >= count) break;
-                LevelPart<T, kAll> so_far = parts[(first + l) * rows + row];
-                so_far.merge(sums.parts[l]);
-                parts[(first + l) * rows + row] = so_far;
+                if (first + l >= levels) break;
+                LevelPart<T, kAll>& so_far = parts[(first + l) * rows + row];
+                LevelPart<T, kAll> merged = so_far;
+                merged.merge(sums.parts[l]);
+                so_far = merged;
             }
         }
     }
 
     // Down the columns: four of them, and kGroups groups of rows, to a warp. `first_row`: of the
     // tile, in the batch. out: [columns, L + 1] from the tile's first column on.
-    __device__ void add_columns(int64_t first_row, int64_t columns_left, LevelPart<T, kAll>* out) {
+    __device__ void add_columns(int first_row, int64_t columns_left, LevelPart<T, kAll>* out) {
         const int lane = threadIdx.x % kWarp, group = lane / kVector;
 #pragma unroll 1
         for (int first = 0; first < levels; first += kSlots) {
-            const int count = levels - first < kSlots ? levels - first : kSlots;
 #pragma unroll 1
             for (int v = threadIdx.x / kWarp; v < kVectorsAcross; v += rows / kWarp) {
                 PairTables<T, kAll, kSlots> sums;
@@ -169,12 +166,11 @@ struct Tile {
                 for (int row = group; row < rows; row += kGroups) {
                     const T z = logits[row * kLogitStride + column];
                     const uint32_t word = column_levels[row * kLevelStride + v];
-                    sums.add(z, level_in(word, lane % kVector) - first,
-                             static_cast<int32_t>(first_row) + row, count);
+                    sums.add(z, level_in(word, lane % kVector) - first, first_row + row);
                 }
 #pragma unroll
                 for (int l = 0; l < kSlots; ++l) {
-                    if (l >= count) break;
+                    if (first + l >= levels) break;
                     LevelPart<T, kAll> part = sums.parts[l];
 #pragma unroll
                     for (int offset = kVector; offset < kWarp; offset *= 2)
@@ -187,26 +183,26 @@ struct Tile {
     }
 };
 
-template <class T, bool kAll>
+template <class T, bool kAll, int kSlots>
 __global__ void __launch_bounds__(kMostRows, kResident<T>)
     tables_kernel(const __grid_constant__ GrainrankBlock block, const T* factors,
                   int64_t table_columns, int64_t row_tiles, int64_t columns_per_split,
                   LevelPart<T, kAll>* row_parts, LevelPart<T, kAll>* column_parts) {
     extern __shared__ __align__(16) unsigned char memory[];
-    Tile<T, kAll> tile(memory, block.levels.max_level + 1, table_columns > 0);
+    Tile<T, kAll, kSlots> tile(memory, block.levels.max_level + 1, table_columns > 0);
     // Blocks that run together share columns.
     const int64_t row_tile = blockIdx.x % row_tiles, split = blockIdx.x / row_tiles;
-    const int64_t first_row = row_tile * tile.rows;
+    const int first_row = static_cast<int>(row_tile * tile.rows);
     for (int l = 0; l < tile.levels; ++l) tile.parts[l * tile.rows + threadIdx.x] = {};
     const int64_t first = split * columns_per_split;
     const int64_t last =
         first + columns_per_split < block.columns ? first + columns_per_split : block.columns;
     for (int64_t column = first; column < last; column += kTileColumns) {
-        tile.fill(block, factors, first_row, column);
+        tile.fill(block, factors, first_row, static_cast<int>(column));
         __syncthreads();
-        tile.add_row(column);
+        tile.add_row(static_cast<int>(column));
         if (column < table_columns)
-            tile.add_columns(block.first_row + first_row, table_columns - column,
+            tile.add_columns(static_cast<int>(block.first_row) + first_row, table_columns - column,
                              column_parts + (row_tile * table_columns + column) * tile.levels);
         __syncthreads();
     }
@@ -277,14 +273,14 @@ int run(const GrainrankBlock& block, const GrainrankTableArgs& args, cudaStream_
     auto* row_parts = static_cast<LevelPart<T, kAll>*>(args.workspace);
     auto* column_parts = row_parts + p.splits * block.rows * levels;
     const int64_t blocks = p.row_tiles * p.splits;
+    const auto kernel = levels == 2 ? tables_kernel<T, kAll, 2> : tables_kernel<T, kAll, 4>;
     if (p.shared_bytes > kSharedBytes) {  // float64 with many levels
-        const cudaError_t error = cudaFuncSetAttribute(tables_kernel<T, kAll>,
-                                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                       static_cast<int>(p.shared_bytes));
+        const cudaError_t error = cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(p.shared_bytes));
         if (error != cudaSuccess) return error;
     }
     if (blocks > 0)
-        tables_kernel<T, kAll><<<static_cast<unsigned>(blocks), p.rows, p.shared_bytes, stream>>>(
+        kernel<<<static_cast<unsigned>(blocks), p.rows, p.shared_bytes, stream>>>(
             block, static_cast<const T*>(args.factors), args.table_columns, p.row_tiles,
             p.columns_per_split, row_parts, column_parts);
     merge<T, kAll>(row_parts, p.splits, block.rows, levels, args.rows, stream);

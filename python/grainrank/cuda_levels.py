@@ -12,6 +12,8 @@ from .gpu_levels import int8_levels, same_dtype
 from .level_pointers import LevelPointers
 from .levels import DenseLevels, GrainKeys
 
+_VECTOR = 4  # columns that a thread reads together
+
 
 class CudaLevels(LevelPointers):
     """The level data of one batch, and the arguments for its row blocks."""
@@ -45,5 +47,18 @@ class CudaLevels(LevelPointers):
         return cuda_launch.pointer(tensor)
 
     def _keys(self, source: GrainKeys) -> dict[str, Any]:
-        wide = self.compared(*source.tensors)[0].dtype == torch.int64
-        return super()._keys(source) | {"wide_keys": wide}
+        queries, candidates = self.compared(*source.tensors)
+        # Unknown keys equal nothing, also one another.
+        queries, candidates = queries.masked_fill(queries < 0, -2), candidates.clamp(min=-1)
+        # Four keys at a time, whatever M is: what lies behind the last one counts for nothing.
+        stride = -(-candidates.shape[0] // _VECTOR) * _VECTOR
+        padded = candidates.new_full((candidates.shape[1], stride), -1)
+        padded[:, : candidates.shape[0]] = candidates.t()
+        return {
+            "kind": self.kind("KEYS_COUNT" if source.match == "count" else "KEYS_PREFIX"),
+            "num_keys": source.max_level,
+            "wide_keys": queries.dtype == torch.int64,
+            "query_keys": self.hold(queries),
+            "candidate_keys": self.hold(padded),
+            "key_stride": stride,
+        }
