@@ -107,7 +107,7 @@ def test_auto_takes_triton_before_cuda(
 @pytest.mark.parametrize("installed", [True, False])
 def test_cuda_is_refused_with_the_mend(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "grainrank._cuda", sys if installed else None)
-    expected = "needs tensors on an NVIDIA GPU, got queries on cpu; or use backend=\"auto\""
+    expected = 'needs tensors on an NVIDIA GPU, got queries on cpu; or use backend="auto"'
     if not installed:
         expected = "is not part of this installation .*: reinstall grainrank with nvcc on the PATH"
     with pytest.raises(ValueError, match=expected):

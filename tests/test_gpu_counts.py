@@ -45,6 +45,25 @@ def test_the_document_shows_the_result_file() -> None:
         assert row[2:] == pytest.approx(expected, rel=5e-3)
 
 
+def test_the_document_shows_the_budget_of_the_cuda_passes() -> None:
+    text = (ROOT / "tests" / "compiled" / "cuda_budget.json").read_text(encoding="utf-8")
+    passes = json.loads(text)["passes"]
+    lines = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").splitlines()
+    found = 0
+    for line in lines:
+        name, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+        if name not in passes:
+            continue
+        found += 1
+        count = passes[name]["bytes"]
+        written = count.get("gradient written", count.get("logits written", 0.0))
+        instructions = sum(k["instructions"] for k in passes[name]["kernels"].values())
+        expected = [count["logits read"], written, count["other read"]]
+        expected += [count.get("other written", 0.0), instructions]
+        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051, rel=5e-3)
+    assert found == 9
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_the_result_file_is_of_this_code(counts: Any, provider: str) -> None:
     step = committed()[0]

@@ -175,7 +175,7 @@ def _error_of(text: str) -> str:
     ("instruction", "reason"),
     [
         ("frobnicate.b32 %r0, %r1", "the instruction 'frobnicate' is not simulated"),
-        ("add.rz.f32 %r0, %r1, %r2", "the modifiers rz are not simulated"),
+        ("mul.rz.f32 %r0, %r1, %r2", "the modifiers rz are not simulated"),
         ("ld.global.mystery.b32 %r0, [%d0]", "the modifiers mystery are not simulated"),
         ("add.u32 %r0, %r1, %unknown", "unknown operand '%unknown'"),
         ("mov.b32 %unknown, %r1", "unknown register '%unknown'"),

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from .build import compiler
-from .handwritten import Row, check_rows
+from .handwritten import Row, check_rows, module
+from .kernel import Kernel
 from .rounding import Format, decode, nearest
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="g++ is not on the PATH")
@@ -260,3 +261,40 @@ COMPARISONS = [
 )
 def test_floats(rows: list[Row]) -> None:
     check_rows(rows)
+
+
+# No result is 0, whose sign would depend on the direction.
+_DIRECTED = """
+.visible .entry directed(.param .u64 x, .param .u64 y) {
+    .reg .b32 %r<8>; .reg .b64 %x, %y, %d<4>;
+    ld.param.u64 %x, [x]; ld.param.u64 %y, [y];
+    mov.u32 %r0, %tid.x; mul.wide.u32 %d0, %r0, 12; add.s64 %x, %x, %d0;
+    mul.wide.u32 %d1, %r0, 8; add.s64 %y, %y, %d1;
+    ld.global.f32 %r1, [%x]; ld.global.f32 %r2, [%x+4]; ld.global.f32 %r3, [%x+8];
+    fma.DIRECTION.f32 %r4, %r1, %r2, %r3; st.global.f32 [%y], %r4;
+    SIGN.DIRECTION.f32 %r5, %r1, %r3; st.global.f32 [%y+4], %r5;
+    ret;
+}
+"""
+
+
+def directed(exact: Fraction, direction: str) -> np.float32:
+    near = np.float32(float(exact))
+    towards_zero = "rm" if exact > 0 else "rp"
+    down = direction == "rm" or (direction == "rz" and towards_zero == "rm")
+    while Fraction(float(near)) > exact if down else Fraction(float(near)) < exact:
+        near = np.nextafter(near, np.float32(-np.inf if down else np.inf))
+    return near
+
+
+@pytest.mark.parametrize("direction", ["rm", "rp", "rz"])
+@pytest.mark.parametrize("sign", ["add", "sub"])
+def test_directed_rounding(direction: str, sign: str) -> None:
+    x = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+    y = np.zeros((64, 2), np.float32)
+    text = _DIRECTED.replace("DIRECTION", direction).replace("SIGN", sign)
+    Kernel(module(text), "directed")((1,), (64,), x, y)
+    for (a, b, c), (fused_, added) in zip(x.tolist(), y, strict=True):
+        other = c if sign == "add" else -c
+        assert fused_ == directed(Fraction(a) * Fraction(b) + Fraction(c), direction)
+        assert added == directed(Fraction(a) + Fraction(other), direction)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from .build import compiler
+from .errors import SimulatorError
 from .handwritten import Row, check_rows, kernel, module
 from .kernel import Kernel, Options
 
@@ -190,6 +191,9 @@ _PARAMETERS = """
     ld.param.u16 %h0, [short];
     ld.param.f64 %d0, [double];
     cvt.u32.u16 %r5, %h0;
+    mov.b64 %d1, struct;  // by address, as of a parameter that is indexed
+    add.s64 %d1, %d1, 8;
+    ld.param.b32 %r3, [%d1+4];
     st.global.v4.b32 [%y], {%r0, %r1, %r2, %r3};
     st.global.v2.b32 [%y+16], {%r4, %r5};
     st.global.f64 [%y+24], %d0;
@@ -239,6 +243,12 @@ def test_copies(seed: int) -> None:
     expected[3, 0::2], expected[3, 1::2, 6:] = 0, 0  # no bytes, six bytes
     expected[4, 1::2] = 0  # a source to ignore
     np.testing.assert_array_equal(y, expected)
+
+
+def test_address_outside_the_parameters() -> None:
+    outside = _KERNELS.replace("[%d1+4]", "[%d1+44]")
+    with pytest.raises(SimulatorError, match="read of 4 bytes outside the parameters"):
+        Kernel(outside, "parameters")((1,), (1,), np.zeros(8, np.uint32), 1, 1.0, 1, 1, 1.0)
 
 
 def test_parameters() -> None:
