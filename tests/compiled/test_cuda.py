@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from compiled.cuda_budget import NOT_BUILT
+from compiled.cuda_code import built_module, code_of
 from compiled.simulated_cuda import simulated
 from levels_seen import seen
 from test_accuracy_losses import PAIRS, evidence, step
@@ -212,6 +214,29 @@ def test_a_step_repeats_bit_by_bit(dtype: str) -> None:
     for other in results[1:]:
         for name, value in results[0].items():
             assert torch.equal(value, other[name]), name
+
+
+def test_every_kernel_runs() -> None:
+    """What is compiled is launched by some loss, and so by the tests above."""
+    library = built_module()
+    assert library is not None, NOT_BUILT
+    compiled = set(next(iter(code_of(library).values())))
+    losses = (grainrank.info_nce_loss, grainrank.pairwise_ranking_loss)
+    options: dict[str, Any] = {"temperature": 0.5, "backend": "cuda"}
+    ran: set[str] = set()
+    for dtype in (*DTYPES.values(), torch.float64):
+        for levels in (1, 3, 15):
+            inputs = make_inputs(Shape(6, 9, 5, levels), dtype)
+            q, c = (x.requires_grad_() for x in inputs[:2])
+            batch = q, c, inputs.levels
+            with simulated(80) as device:
+                for loss in losses:
+                    for direction in ("query_to_candidate", "symmetric"):
+                        loss(*batch, direction=direction, **options).backward()
+                grainrank.siglip_loss(*batch, logit_scale=2.0, backend="cuda").backward()
+                grainrank.unique_softmax_loss(*batch, **options).backward()
+                ran |= device.instructions().keys()
+    assert compiled == ran
 
 
 def test_several_row_blocks() -> None:
