@@ -11,7 +11,7 @@ import pytest
 import torch
 from compiled.cuda_budget import NOT_BUILT
 from compiled.cuda_code import built_module, code_of
-from compiled.simulated_cuda import simulated
+from compiled.simulated_cuda import module, simulated
 from levels_seen import seen
 from test_accuracy_losses import PAIRS, evidence, step
 from test_level_sources import references, sources
@@ -286,3 +286,33 @@ def test_more_than_the_kernels_take(source: LevelSource, message: str) -> None:
     q = torch.eye(4)
     with simulated(80), pytest.raises(ValueError, match=f"the CUDA passes take {message}"):
         level_statistics(q, q, source, temperature=1.0, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"row_stride": 9}, "not aligned to 16 bytes"),
+        ({"similarities": 8}, "not aligned to 16 bytes"),
+        ({"rows": -1}, "a size is negative, too large or smaller"),
+        ({"columns": 9}, "a size is negative, too large or smaller"),
+        ({"columns": 1 << 31, "row_stride": 1 << 31}, "a size is negative, too large"),
+        ({"dtype": 2}, "no kernel for this combination of dtypes"),
+        ({"max_level": 16}, "too many level sources, exclusions, channels, prefixes or levels"),
+    ],
+    ids=str,
+)
+def test_what_a_launcher_refuses(changed: dict[str, int], message: str) -> None:
+    """Before anything is launched."""
+    native, given = module(80), dict(changed)
+    source = native.Source(kind=int(native.SourceKind.DIAGONAL), max_level=1)
+    levels = native.Levels(given.pop("max_level", 1), [source], [])
+    sizes = {"dtype": 0, "similarities": 16, "rows": 2, "columns": 8, "row_stride": 8} | given
+    block = native.Block(
+        **sizes, first_row=0, scale=0, row_factors=0, column_factors=0, circle=False,
+        circle_margin=0.0, ceilings=native.Ceilings(), levels=levels,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match=f"CUDA passes: .*{message}"):
+        native.tables(
+            block, factors=0, rows=native.Tables(), columns=native.Tables(), table_columns=0,
+            workspace=0, stream=0,
+        )  # fmt: skip
