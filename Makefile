@@ -45,7 +45,7 @@ $(VENV)/installed: $(VENV)/ready $(SOURCES)
 	touch $@
 
 $(VENV)/lint-tools: $(VENV)/installed
-	GRAINRANK_STRICT=ON $(PIP) install --quiet -c constraints.txt '.[lint]'
+	$(PIP) install --quiet -c constraints.txt 'grainrank[lint]'
 	touch $@
 
 clean:
