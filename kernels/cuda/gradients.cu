@@ -51,7 +51,7 @@ struct TableGradients {
                 g = gradient<T>(z, lse[at], d_lse[at], d_total != nullptr ? d_total[at] : T(0));
             else if (d_total != nullptr)
                 g = d_total[at];
-            if (d_neg_lse != nullptr)
+            if (neg_lse != nullptr && d_neg_lse != nullptr)
                 g += negative_gradient<T>(z, level, neg_lse[at], d_neg_lse[at]);
         }
         return level < 0 ? T(0) : g;

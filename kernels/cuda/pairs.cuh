@@ -58,16 +58,15 @@ using Levels4 = int32_t[kVector];
 // columns while it goes from row to row.
 template <class T>
 struct Place {
-    int row;        // of the batch
-    int block_row;  // of the row block
-    int column;     // the first of the four
-    int there;      // how many of them are in the matrix: 0 .. 4
+    int row = 0;        // of the batch
+    int block_row = 0;  // of the row block
+    int column;         // the first of the four
+    int there = 0;      // how many of them are in the matrix: 0 .. 4
     T scale;
     T column_factor[kVector];
-    T factor[kVector];  // between the product and the similarity
+    T factor[kVector] = {};  // between the product and the similarity
 
-    __device__ Place(const GrainrankBlock& block, int column_)
-        : row(0), block_row(0), column(column_), there(0), factor{} {
+    __device__ Place(const GrainrankBlock& block, int column_) : column(column_) {
         move(block, column_);
     }
 
