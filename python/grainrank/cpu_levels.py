@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _native  # type: ignore[attr-defined]
 from .level_pointers import LevelPointers
-from .levels import DenseLevels, check_level_range
+from .levels import DenseLevels, GrainKeys, check_level_range
 
 _INT32 = torch.iinfo(torch.int32)
 
@@ -26,6 +26,13 @@ class CpuLevels(LevelPointers):
 
     def compared(self, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         return narrow(queries, candidates)
+
+    def keys(self, source: GrainKeys) -> dict[str, Any]:
+        query_keys, candidate_keys = self.compared(*source.tensors)
+        return {
+            "query_keys": self.hold(query_keys),
+            "candidate_keys": self.hold(candidate_keys.t()),
+        }
 
     def dense(self, source: DenseLevels) -> Tensor:
         """Another dtype is checked first: 256 would wrap to 0. The passes check int8."""

@@ -30,6 +30,21 @@ class CudaLevels(LevelPointers):
             return queries, candidates
         return queries.to(torch.int32), candidates.to(torch.int32)
 
+    def keys(self, source: GrainKeys) -> dict[str, Any]:
+        queries, candidates = self.compared(*source.tensors)
+        # Unknown keys equal nothing, also one another.
+        queries, candidates = queries.masked_fill(queries < 0, -2), candidates.clamp(min=-1)
+        # Four keys at a time, whatever M is: what lies behind the last one counts for nothing.
+        stride = -(-candidates.shape[0] // _VECTOR) * _VECTOR
+        padded = candidates.new_full((candidates.shape[1], stride), -1)
+        padded[:, : candidates.shape[0]] = candidates.t()
+        return {
+            "wide_keys": queries.dtype == torch.int64,
+            "query_keys": self.hold(queries),
+            "candidate_keys": self.hold(padded),
+            "key_stride": stride,
+        }
+
     def dense(self, source: DenseLevels) -> Tensor:
         return int8_levels(source)
 
@@ -45,20 +60,3 @@ class CudaLevels(LevelPointers):
 
     def address(self, tensor: Tensor) -> int:
         return cuda_launch.pointer(tensor)
-
-    def _keys(self, source: GrainKeys) -> dict[str, Any]:
-        queries, candidates = self.compared(*source.tensors)
-        # Unknown keys equal nothing, also one another.
-        queries, candidates = queries.masked_fill(queries < 0, -2), candidates.clamp(min=-1)
-        # Four keys at a time, whatever M is: what lies behind the last one counts for nothing.
-        stride = -(-candidates.shape[0] // _VECTOR) * _VECTOR
-        padded = candidates.new_full((candidates.shape[1], stride), -1)
-        padded[:, : candidates.shape[0]] = candidates.t()
-        return {
-            "kind": self.kind("KEYS_COUNT" if source.match == "count" else "KEYS_PREFIX"),
-            "num_keys": source.max_level,
-            "wide_keys": queries.dtype == torch.int64,
-            "query_keys": self.hold(queries),
-            "candidate_keys": self.hold(padded),
-            "key_stride": stride,
-        }

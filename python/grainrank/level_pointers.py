@@ -45,6 +45,10 @@ class LevelPointers:
         """Keys or ids in the dtype that the backend compares them in."""
         raise NotImplementedError
 
+    def keys(self, source: GrainKeys) -> dict[str, Any]:
+        """Where the keys are, and how they are laid out."""
+        raise NotImplementedError
+
     def dense(self, source: DenseLevels) -> Tensor:
         """The levels `[N, M]`, int8 and in range."""
         raise NotImplementedError
@@ -80,7 +84,8 @@ class LevelPointers:
         if isinstance(source, Diagonal):
             return {"kind": self.kind("DIAGONAL")}
         if isinstance(source, GrainKeys):
-            return self._keys(source)
+            kind = self.kind("KEYS_COUNT" if source.match == "count" else "KEYS_PREFIX")
+            return {"kind": kind, "num_keys": source.max_level, **self.keys(source)}
         if isinstance(source, DenseLevels):
             return {"kind": self.kind("DENSE"), "dense": self.hold(self.dense(source))}
         if isinstance(source, SparseLevels):
@@ -93,15 +98,6 @@ class LevelPointers:
             }
         assert isinstance(source, SimilarityBands)
         return self._bands_leaf(source)
-
-    def _keys(self, source: GrainKeys) -> dict[str, Any]:
-        query_keys, candidate_keys = self.compared(*source.tensors)
-        return {
-            "kind": self.kind("KEYS_COUNT" if source.match == "count" else "KEYS_PREFIX"),
-            "num_keys": source.max_level,
-            "query_keys": self.hold(query_keys),
-            "candidate_keys": self.hold(candidate_keys.t()),
-        }
 
     def _bands_leaf(self, source: SimilarityBands) -> dict[str, Any]:
         queries, candidates, thresholds = source.tensors
