@@ -37,7 +37,7 @@ $(VENV)/ready: constraints.txt
 	touch $@
 
 # The wheel that a user gets, not an editable install; the build folder is kept, so this is quick when repeated.
-# With CUDA where nvcc is on the PATH: about two minutes more. Its warnings and spilled registers are errors.
+# With CUDA where nvcc is on the PATH. Its warnings and spilled registers are errors.
 # open_clip without its dependencies: of these the loss needs torch alone, and torchvision is a build for another torch.
 $(VENV)/installed: $(VENV)/ready $(SOURCES)
 	GRAINRANK_STRICT=ON $(PIP) install --quiet -c constraints.txt '.[demo,test,peers]'

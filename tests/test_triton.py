@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from levels_seen import seen
+from margins import each_margin, margin_step
 from test_accuracy_losses import LOSSES, SHAPE, evidence, step
-from test_level_sources import references, sources
+from test_level_sources import sources
 from three_ways import LossOptions, judge, table_step
 from three_ways import table_upstream as upstreams
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -88,27 +89,12 @@ def test_level_source(name: str, side: str) -> None:
     assert torch.equal(seen(source, "triton", n, m), expected.long())
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"relative": True}, {"curated": True}, {"reference": True}],
-    ids=lambda options: next(iter(options), "own"),
-)
+@each_margin
 def test_false_negative_margin(options: dict[str, Any]) -> None:
-    n, m = ROWS + 1, COLUMNS + 1
-    given = dict(options)
-    if given.get("curated"):
-        given["curated"] = torch.arange(n) % 5, torch.arange(m) % 5
-    if given.get("reference"):
-        given["reference"] = references(n, m)
-    levels = sources(n, m)["prefix"].false_negative_margin(0.05, **given)
-    inputs = make_inputs(Shape(n, m, 24, 3), torch.float64)
-    results = []
-    for backend in ("triton", "reference"):
-        q, c = (x.clone().requires_grad_() for x in inputs[:2])
-        loss = info_nce_loss(q, c, levels, temperature=0.2, direction="symmetric", backend=backend)
-        results.append([loss.detach(), *torch.autograd.grad(loss, [q, c])])
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    actual, expected = (
+        margin_step(options, ROWS + 1, COLUMNS + 1, backend) for backend in ("triton", "reference")
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_too_small_for_float16_survive() -> None:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from . import _native  # type: ignore[attr-defined]
 from .batch import Batch
+from .block_ceilings import Ceilings
 from .cpu_levels import CpuLevels, narrow
-from .levels import Ceiled, level_range_error
-from .reference_block import ReferenceBlock
+from .levels import level_range_error
 from .row_blocks import DEFAULT_WORKSPACE, Block, Channel
 from .table_sets import TableSet
 
@@ -51,13 +51,7 @@ class CpuPasses:
         self._suffix = _SUFFIX[batch.dtype]
         self._levels = CpuLevels(batch.levels)
         self._factors = None if batch.factors is None else batch.factors.contiguous()
-        self._reference: ReferenceBlock | None = None
-        self._curated: tuple[Tensor | None, Tensor | None] = None, None
-        if isinstance(batch.levels, Ceiled):
-            if batch.levels.reference is not None:
-                self._reference = ReferenceBlock(*batch.levels.reference)
-            if batch.levels.curated is not None:
-                self._curated = narrow(*batch.levels.curated)
+        self._ceilings = Ceilings(batch.levels, narrow)
 
     def empty(self, *shape: int) -> Tensor:
         tensor = torch.empty(*shape, dtype=self._dtype)
@@ -197,18 +191,10 @@ class CpuPasses:
         self._run(_native.softplus, block, arguments=arguments)
 
     def _ceilings_at(self, block: Block) -> Any:
-        levels = self._batch.levels
-        if not isinstance(levels, Ceiled):
-            return self._make("Ceilings")()
-        columns = None if levels.columns is None else levels.columns[block.prefix]
-        reference = None
-        if self._reference is not None:
-            reference = self._reference.at(block.start, block.start + block.shape[0])
-        query_ids, candidate_ids = self._curated
+        query_ids, candidate_ids = self._ceilings.curated or (None, None)
+        given = self._ceilings.at(block)._asdict()
         return self._make("Ceilings")(
-            rows=_address(levels.rows[block.prefix]),
-            columns=_address(columns),
-            reference=_address(reference),
+            **{name: _address(tensor) for name, tensor in given.items()},
             query_ids=_address(query_ids),
             candidate_ids=_address(candidate_ids),
         )

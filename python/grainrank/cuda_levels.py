@@ -52,10 +52,6 @@ class CudaLevels(LevelPointers):
         return int(getattr(_cuda.SourceKind, name))
 
     def exclusion(self, queries: Tensor, candidates: Tensor) -> Any:
-        return self.ids(queries, candidates)
-
-    def ids(self, queries: Tensor, candidates: Tensor) -> Any:
-        """Of ids that were compared()."""
         return _cuda.Ids(self.hold(queries), self.hold(candidates), queries.dtype == torch.int64)
 
     def address(self, tensor: Tensor) -> int:

@@ -6,8 +6,7 @@ them once. Their gradient is written in the dtype of the embeddings, for the pro
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,10 +14,10 @@ from torch import Tensor
 
 from . import _cuda, cuda_launch  # type: ignore[attr-defined]
 from .batch import Batch
+from .block_ceilings import Ceilings
 from .cuda_launch import dtype_of, stream_of
 from .cuda_levels import CudaLevels
-from .levels import Ceiled
-from .reference_block import ReferenceBlock
+from .gpu_passes import GpuPasses
 from .row_blocks import Block, Channel
 from .table_sets import TableGradientSet, TableSet
 
@@ -26,38 +25,22 @@ _TALL = 1024  # rows: several of the kernels' tiles
 _FULL_TABLES = ("neg_lse", "highest", "lowest", "highest_at", "lowest_at")
 
 
-class CudaPasses:
+class CudaPasses(GpuPasses):
     """The passes for one batch; holds the level data in the layout that the kernels read."""
 
     moment_rows: int = _cuda.MOMENT_ROWS
     #: Rows of float16 begin at multiples of the alignment.
     row_multiple: int = _cuda.ALIGNMENT // torch.float16.itemsize
     fused = False
-    factored = True
 
     def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self.operand_dtype = batch.queries.dtype
-        self._device = batch.queries.device
-        self._scale = batch.scale.reshape(1).contiguous()
+        super().__init__(batch)
         self._levels = CudaLevels(batch.levels)
-        self._factors = None if batch.factors is None else batch.factors.contiguous()
-        self._reference: ReferenceBlock | None = None
-        self._kept = _cuda.Ids()
-        if isinstance(batch.levels, Ceiled):
-            if batch.levels.reference is not None:
-                self._reference = ReferenceBlock(*batch.levels.reference)
-            if batch.levels.curated is not None:
-                self._kept = self._levels.ids(*self._levels.compared(*batch.levels.curated))
+        self._ceilings = Ceilings(batch.levels, self._levels.compared)
+        curated = self._ceilings.curated
+        self._kept = _cuda.Ids() if curated is None else self._levels.exclusion(*curated)
         sizes = [self._table_workspace(_TALL, 1, columns, True) for columns in (0, 1)]
         self.column_table_bytes = (sizes[1] - sizes[0]) / _TALL
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=self._batch.dtype, device=self._device)
-
-    @contextlib.contextmanager
-    def workspace(self, *shape: int) -> Iterator[Tensor]:
-        yield self.empty(*shape)
 
     def norms(
         self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
@@ -107,7 +90,7 @@ class CudaPasses:
         workspace = torch.empty(size, dtype=torch.uint8, device=self._device)
         _cuda.tables(
             given,
-            factors=self._factors_of(channel),
+            factors=cuda_launch.pointer(self._factors_of(channel)),
             rows=_tables(rows),
             columns=_cuda.Tables() if columns is None else _tables(columns),
             table_columns=table_columns,
@@ -165,7 +148,7 @@ class CudaPasses:
         parts = self.empty(2, splits, *value.shape)
         _cuda.softplus(
             given,
-            factors=self._factors_of(channel),
+            factors=cuda_launch.pointer(self._factors_of(channel)),
             thresholds=cuda_launch.pointer(thresholds),
             threshold_stride=thresholds.stride(0) if thresholds.shape[0] > 1 else 0,
             weights=cuda_launch.pointer(weights),
@@ -210,22 +193,9 @@ class CudaPasses:
         )
 
     def _ceilings_at(self, block: Block) -> Any:
-        levels = self._batch.levels
-        if not isinstance(levels, Ceiled):
-            return _cuda.Ceilings()
-        columns = None if levels.columns is None else levels.columns[block.prefix]
-        reference = None
-        if self._reference is not None:
-            reference = self._reference.at(block.start, block.start + block.shape[0])
-        return _cuda.Ceilings(
-            rows=cuda_launch.pointer(levels.rows[block.prefix]),
-            columns=cuda_launch.pointer(columns),
-            reference=cuda_launch.pointer(reference),
-            kept=self._kept,
-        )
-
-    def _factors_of(self, channel: int) -> int:
-        return 0 if self._factors is None else cuda_launch.pointer(self._factors[channel])
+        given = self._ceilings.at(block)._asdict()
+        addresses = {name: cuda_launch.pointer(tensor) for name, tensor in given.items()}
+        return _cuda.Ceilings(**addresses, kept=self._kept)
 
     def _channel(self, f: int, c: Channel, held: list[Tensor | None]) -> Any:
         def address(tensor: Tensor | None) -> int:
@@ -237,7 +207,7 @@ class CudaPasses:
             laid = {name: address(t) for name, t in c.columns.by_level.items()}
             columns = _cuda.TableGradients(**laid)
         return _cuda.Channel(
-            factors=self._factors_of(f),
+            factors=cuda_launch.pointer(self._factors_of(f)),
             rows=_table_gradients(c.tables, c.d_tables, address),
             columns=columns,
             thresholds=address(c.thresholds),

@@ -1,7 +1,4 @@
-"""Level sources as native code reads them: a list of leaves, and of exclusions, by address.
-
-`-1` wins over every level, so that `exclude` anywhere in a composition is `exclude` of all of it.
-"""
+"""Level sources as native code reads them: a list of leaves, and of exclusions, by address."""
 
 from __future__ import annotations
 
@@ -11,15 +8,13 @@ import torch
 from torch import Tensor
 
 from .levels import (
-    Ceiled,
     DenseLevels,
     Diagonal,
-    Excluded,
     GrainKeys,
     LevelSource,
     SimilarityBands,
     SparseLevels,
-    Union,
+    leaves_of,
 )
 from .reference_block import ReferenceBlock
 
@@ -29,11 +24,15 @@ class LevelPointers:
 
     def __init__(self, source: LevelSource) -> None:
         self.max_level = source.max_level
-        self.exclusions: list[Any] = []
         self._held: list[Tensor] = []
         self._leaves: list[dict[str, Any]] = []
         self._bands: list[tuple[dict[str, Any], ReferenceBlock]] = []
-        self._add(source.base if isinstance(source, Ceiled) else source)
+        leaves, exclusions = leaves_of(source)
+        for member in leaves:
+            leaf = self._leaf(member)
+            leaf["max_level"] = member.max_level
+            self._leaves.append(leaf)
+        self.exclusions = [self.exclusion(*self.compared(*ids)) for ids in exclusions]
 
     def leaves_at(self, start: int, stop: int) -> list[dict[str, Any]]:
         """For the rows `start..stop`; valid until the next call."""
@@ -68,17 +67,6 @@ class LevelPointers:
         """The address of memory that lives as long as this object."""
         self._held.append(tensor.contiguous())
         return self.address(self._held[-1])
-
-    def _add(self, source: LevelSource) -> None:
-        if isinstance(source, Excluded):
-            self._add(source.base)
-            self.exclusions.append(self.exclusion(*self.compared(*source.ids)))
-        elif isinstance(source, Union):
-            for member in source.members:
-                self._add(member)
-        else:
-            self._leaves.append(self._leaf(source))
-            self._leaves[-1]["max_level"] = source.max_level
 
     def _leaf(self, source: LevelSource) -> dict[str, Any]:
         if isinstance(source, Diagonal):

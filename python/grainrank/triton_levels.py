@@ -1,26 +1,20 @@
-"""Level sources as the Triton kernels read them: tuples of tensors, and their kinds.
-
-`-1` wins over every level, so that `exclude` anywhere in a composition is `exclude` of all of it.
-"""
+"""Level sources as the Triton kernels read them: tuples of tensors, and their kinds."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .gpu_levels import int8_levels, same_dtype
 from .levels import (
-    Ceiled,
     DenseLevels,
     Diagonal,
-    Excluded,
     GrainKeys,
     LevelSource,
     SimilarityBands,
     SparseLevels,
-    Union,
+    leaves_of,
 )
 from .reference_block import ReferenceBlock
 
@@ -33,8 +27,13 @@ class TritonLevels:
         self._largest: list[int] = []
         self._leaves: list[tuple[Any, ...]] = []
         self._bands: list[tuple[int, ReferenceBlock]] = []
-        self.exclusions: tuple[tuple[Tensor, Tensor], ...] = ()
-        self._add(source.base if isinstance(source, Ceiled) else source)
+        leaves, exclusions = leaves_of(source)
+        self.exclusions = tuple(same_dtype(*ids) for ids in exclusions)
+        for member in leaves:
+            kind, leaf = self._leaf(member)
+            self._kinds.append(kind)
+            self._largest.append(member.max_level)
+            self._leaves.append(leaf)
         self.kinds, self.largest = tuple(self._kinds), tuple(self._largest)
 
     def at(self, start: int, stop: int) -> tuple[tuple[Any, ...], ...]:
@@ -43,19 +42,6 @@ class TritonLevels:
         for n, reference in self._bands:
             leaves[n] = (reference.at(start, stop), *leaves[n])
         return tuple(leaves)
-
-    def _add(self, source: LevelSource) -> None:
-        if isinstance(source, Excluded):
-            self._add(source.base)
-            self.exclusions += (same_dtype(*source.ids),)
-        elif isinstance(source, Union):
-            for member in source.members:
-                self._add(member)
-        else:
-            kind, leaf = self._leaf(source)
-            self._kinds.append(kind)
-            self._largest.append(source.max_level)
-            self._leaves.append(leaf)
 
     def _leaf(self, source: LevelSource) -> tuple[str, tuple[Any, ...]]:
         if isinstance(source, Diagonal):

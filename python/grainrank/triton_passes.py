@@ -7,8 +7,7 @@ the vendor's products dQ and dC.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,12 +16,13 @@ from torch import Tensor
 
 from . import triton_launch
 from .batch import Batch
+from .block_ceilings import Ceilings
 from .gpu_levels import same_dtype
+from .gpu_passes import GpuPasses
 from .kernels.gradients import gradient_block, softplus_sums
 from .kernels.rows import finish_rows, row_norms
 from .kernels.tables import level_tables, merge_tables
 from .levels import Ceiled
-from .reference_block import ReferenceBlock
 from .row_blocks import Block, Channel
 from .table_sets import TableSet
 from .triton_launch import Launch, Width, launch_for, narrower, precision_of
@@ -36,15 +36,13 @@ _INTEGERS = (3, 6, 7)
 _SIMPLE = (("diagonal",), ("prefix",), ("count",))
 
 
-class TritonPasses:
+class TritonPasses(GpuPasses):
     """The passes for one batch; holds the level data in the layout that the kernels read."""
 
-    factored = True
     row_multiple = 1
 
     def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self.operand_dtype = batch.queries.dtype
+        super().__init__(batch)
         self._precision = precision_of(batch)
         self.fused = bool(self._precision)
         self._levels = TritonLevels(batch.levels)
@@ -57,24 +55,8 @@ class TritonPasses:
         entry = sum(dtype.itemsize for dtype in self._part_dtypes(full=True))
         tables_rows = self._launch("middle").rows
         self.column_table_bytes = entry * (batch.levels.max_level + 1) / tables_rows
-        self._scale = batch.scale.reshape(1).contiguous()
         self._margin = None if batch.circle is None else self._scale.new_full((1,), batch.circle)
-        self._device = batch.queries.device
-        self._factors = None if batch.factors is None else batch.factors.contiguous()
-        self._reference: ReferenceBlock | None = None
-        self._curated: tuple[Tensor, Tensor] | None = None
-        if isinstance(batch.levels, Ceiled):
-            if batch.levels.reference is not None:
-                self._reference = ReferenceBlock(*batch.levels.reference)
-            if batch.levels.curated is not None:
-                self._curated = same_dtype(*batch.levels.curated)
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(*shape, dtype=self._batch.dtype, device=self._device)
-
-    @contextlib.contextmanager
-    def workspace(self, *shape: int) -> Iterator[Tensor]:
-        yield self.empty(*shape)
+        self._ceilings = Ceilings(batch.levels, same_dtype)
 
     def norms(
         self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
@@ -227,19 +209,8 @@ class TritonPasses:
         """Sources, exclusions, ceilings of the rows and the columns, what they judge, and curated
         ids.
         """
-        start, stop = block.start, block.start + block.shape[0]
-        rows = columns = reference = None
-        levels = self._batch.levels
-        if isinstance(levels, Ceiled):
-            rows = levels.rows[block.prefix]
-            columns = None if levels.columns is None else levels.columns[block.prefix]
-        if self._reference is not None:
-            reference = self._reference.at(start, stop)
-        sources = self._levels.at(start, stop)
-        return sources, self._levels.exclusions, rows, columns, reference, self._curated
-
-    def _factors_of(self, channel: int) -> Tensor | None:
-        return None if self._factors is None else self._factors[channel]
+        sources = self._levels.at(block.start, block.start + block.shape[0])
+        return sources, self._levels.exclusions, *self._ceilings.at(block), self._ceilings.curated
 
     def _channel(self, f: int, c: Channel) -> tuple[Any, ...]:
         columns = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from compiled.cuda_budget import NOT_BUILT
 from compiled.cuda_code import built_module, code_of
 from compiled.simulated_cuda import module, simulated
 from levels_seen import seen
+from margins import each_margin, margin_step
 from test_accuracy_losses import PAIRS, evidence, step
-from test_level_sources import references, sources
+from test_level_sources import sources
 from three_ways import judge
 from torch import Tensor
 
@@ -55,6 +57,12 @@ def check(name: str, way: str, shape: Shape, dtype: torch.dtype, capability: int
             actual.append(step(name, way, x, "cuda"))
     for result in actual[0]:
         judge(result, actual, reference, truth)
+
+
+def both(run: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """What a function of the backend gives for "cuda" and for the reference."""
+    with simulated(80, seed=1):
+        return run("cuda"), run("reference")
 
 
 @pytest.mark.parametrize(("name", "way"), PAIRS)
@@ -100,22 +108,14 @@ def test_capability_90(name: str, way: str, dtype: str) -> None:
 def test_most_levels(dtype: torch.dtype) -> None:
     """15 levels, every table: the tiles shrink to what shared memory holds."""
     inputs = make_inputs(Shape(41, 70, 12, 15), dtype, seed=3)
-    loss = grainrank.pairwise_ranking_loss
-    results = []
-    for backend in ("cuda", "reference"):
+
+    def run(backend: Any) -> list[Tensor]:
         q, c = (x.clone().requires_grad_() for x in inputs[:2])
-        levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
-        with simulated(80, seed=2):
-            value = loss(
-                q,
-                c,
-                levels,
-                temperature=0.3,
-                direction="symmetric",
-                backend=backend,  # type: ignore[arg-type]
-            )
-            results.append([value.detach(), *torch.autograd.grad(value, [q, c])])
-    for ours, expected in zip(*results, strict=True):
+        options: dict[str, Any] = {"temperature": 0.3, "direction": "symmetric"}
+        value = grainrank.pairwise_ranking_loss(q, c, inputs.levels, backend=backend, **options)
+        return [value.detach(), *torch.autograd.grad(value, [q, c])]
+
+    for ours, expected in zip(*both(run), strict=True):
         tolerance = 1e-5 if dtype == torch.float32 else 1e-11
         error = (ours - expected).abs().max()
         assert error <= tolerance * expected.abs().max()
@@ -125,18 +125,8 @@ def test_every_table() -> None:
     """As the reference's, with the places of the extremes, where logits are tied."""
     inputs = make_inputs(Shape(70, 300, 8, 3), torch.float32, seed=4)
     coarse = [(x * 4).round() for x in inputs[:2]]  # many equal logits
-    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
-    tables = []
-    for backend in ("cuda", "reference"):
-        with simulated(80, seed=3):
-            stats = level_statistics(
-                *coarse,
-                levels,
-                logit_scale=0.25,
-                normalize=False,
-                backend=backend,  # type: ignore[arg-type]
-            )
-        tables.append(stats)
+    options: dict[str, Any] = {"logit_scale": 0.25, "normalize": False}
+    tables = both(lambda b: level_statistics(*coarse, inputs.levels, backend=b, **options))
     for name in ("count", "highest", "lowest"):
         assert torch.equal(getattr(tables[0], name), getattr(tables[1], name)), name
     for name in ("lse", "neg_lse", "total"):
@@ -172,35 +162,10 @@ def test_dtype_of_keys(dtype: torch.dtype) -> None:
         assert torch.equal(seen(source, "cuda", 21, 9), source.block(0, 21, 9).long())
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"relative": True}, {"curated": True}, {"reference": True}],
-    ids=lambda options: next(iter(options), "own"),
-)
+@each_margin
 def test_false_negative_margin(options: dict[str, Any]) -> None:
-    n, m = 33, 70
-    given = dict(options)
-    if given.get("curated"):
-        given["curated"] = torch.arange(n) % 5, torch.arange(m) % 5
-    if given.get("reference"):
-        given["reference"] = references(n, m)
-    levels = sources(n, m)["prefix"].false_negative_margin(0.05, **given)
-    inputs = make_inputs(Shape(n, m, 24, 3), torch.float64)
-    results = []
-    for backend in ("cuda", "reference"):
-        q, c = (x.clone().requires_grad_() for x in inputs[:2])
-        with simulated(80, seed=1):
-            loss = grainrank.info_nce_loss(
-                q,
-                c,
-                levels,
-                temperature=0.2,
-                direction="symmetric",
-                backend=backend,  # type: ignore[arg-type]
-            )
-            results.append([loss.detach(), *torch.autograd.grad(loss, [q, c])])
-    for ours, expected in zip(*results, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+    actual, expected = both(lambda backend: margin_step(options, 33, 70, backend))
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
@@ -255,15 +220,8 @@ def test_extreme_logits() -> None:
     q[0] *= 1e4
     q[1] *= -1e4
     q[2], c[5] = torch.nan, torch.inf
-    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
-    tables = []
-    for backend in ("cuda", "reference"):
-        with simulated(80):
-            tables.append(
-                level_statistics(q, c, levels, logit_scale=1.0, normalize=False, backend=backend)  # type: ignore[arg-type]
-            )
-    finite = torch.ones(20, dtype=torch.bool)
-    finite[2] = False
+    options: dict[str, Any] = {"logit_scale": 1.0, "normalize": False}
+    tables = both(lambda b: level_statistics(q, c, inputs.levels, backend=b, **options))
     for name in ("count", "lse", "neg_lse", "total", "highest", "lowest"):
         ours, expected = (getattr(t, name)[:2] for t in tables)
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)

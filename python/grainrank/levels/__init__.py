@@ -10,6 +10,7 @@ from .base import Excluded, LevelSource, Union, check_level_range, level_range_e
 from .ceilings import Ceiled, FalseNegativeMargin
 from .dense import DenseLevels
 from .keys import Diagonal, GrainKeys
+from .leaves import leaves_of
 from .parts import as_source, from_parts
 from .sparse import SparseLevels
 
@@ -27,5 +28,6 @@ __all__ = [
     "as_source",
     "check_level_range",
     "from_parts",
+    "leaves_of",
     "level_range_error",
 ]

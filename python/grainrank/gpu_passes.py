@@ -1,0 +1,34 @@
+"""What the passes of the backends for GPUs have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .batch import Batch
+
+
+class GpuPasses:
+    """The passes for one batch: its numbers stay on the device, rows are read as they are given."""
+
+    factored = True
+
+    def __init__(self, batch: Batch) -> None:
+        self._batch = batch
+        self.operand_dtype = batch.queries.dtype
+        self._device = batch.queries.device
+        self._scale = batch.scale.reshape(1).contiguous()
+        self._factors = None if batch.factors is None else batch.factors.contiguous()
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=self._batch.dtype, device=self._device)
+
+    @contextlib.contextmanager
+    def workspace(self, *shape: int) -> Iterator[Tensor]:
+        yield self.empty(*shape)
+
+    def _factors_of(self, channel: int) -> Tensor | None:
+        return None if self._factors is None else self._factors[channel]
