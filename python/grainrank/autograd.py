@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from . import ops
 from .batch import Batch
+from .distributed import functions as distributed
 from .table_sets import COLUMN_TABLES, Needs, TableGradientSet, TableSet
 
 _Tensors = tuple[Tensor, ...]
@@ -180,6 +181,8 @@ def level_tables(
     batch: Batch, backend: str, full: bool = True, columns: bool = False, softplus: str = ""
 ) -> tuple[TableSet, TableSet | None]:
     """The differentiable tables of the rows and, if asked for, of the columns."""
+    if batch.shards is not None:
+        return distributed.level_tables(batch, backend, full, columns, softplus)
     tensors, options = _inputs(batch, backend)
     tables = _LevelTables.apply(  # type: ignore[no-untyped-call]
         options, full, columns, softplus, *tensors
@@ -192,6 +195,8 @@ def multi_level_nce_sum(
     batch: Batch, backend: str, level_weights: Tensor, positives: str, negatives: str
 ) -> tuple[Tensor, TableSet]:
     """The sum of the losses, differentiable, and the light tables, detached."""
+    if batch.shards is not None:
+        return distributed.multi_level_nce_sum(batch, backend, level_weights, positives, negatives)
     tensors, options = _inputs(batch, backend)
     head = level_weights, positives, negatives
     if torch.is_grad_enabled():
@@ -207,6 +212,8 @@ def multi_level_nce_sum(
 
 def sigmoid_loss_sum(batch: Batch, backend: str, bias: Tensor, level_weights: Tensor) -> Tensor:
     """The sum of the sigmoid losses, differentiable."""
+    if batch.shards is not None:
+        return distributed.sigmoid_loss_sum(batch, backend, bias, level_weights)
     tensors, options = _inputs(batch, backend)
     if torch.is_grad_enabled():
         return _SigmoidLoss.apply(  # type: ignore[no-any-return,no-untyped-call]

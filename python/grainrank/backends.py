@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, Product
-from .dense import dense_gradients, dense_multi_level_nce, dense_sigmoid, dense_tables
+from .dense import (
+    dense_gradients,
+    dense_multi_level_nce,
+    dense_sigmoid,
+    dense_softplus,
+    dense_tables,
+)
 from .row_blocks import Passes
 from .sweep import (
     sweep_gradients,
     sweep_multi_level_nce,
     sweep_sigmoid,
+    sweep_softplus,
     sweep_tables,
 )
 from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, TableSet
@@ -192,6 +199,21 @@ def tables(
     if passes is None:
         return dense_tables(batch, full, columns, softplus)
     return sweep_tables(batch, passes, full, columns, softplus)
+
+
+def softplus(batch: Batch, backend: str, against: Tensor) -> tuple[Tensor, Tensor]:
+    """The softplus sums against given thresholds `[V, N, L + 1]`, and their slopes."""
+    passes = _passes(batch, backend)
+    if passes is None:
+        return dense_softplus(batch, against)
+    return sweep_softplus(batch, passes, against)
+
+
+def multiplies_twice(batch: Batch, backend: str) -> bool:
+    """Whether the similarities are never stored, and so computed again for the gradients."""
+    if resolve(backend, batch.queries.device) != "triton":
+        return False
+    return bool(importlib.import_module("grainrank.triton_launch").precision_of(batch))
 
 
 def gradients(

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from .distributed.shards import Arrival, Shards
 from .levels import LevelSource
 from .validation import accumulation_dtype
 
@@ -33,6 +34,9 @@ class Batch(NamedTuple):
     circle: float | None = None
     workspace_mb: float = 0.0  # 0: the default
     product: Product = "auto"
+    shards: Shards | None = None  # the other ranks' parts; None: there are none
+    arrival: Arrival | None = None  # candidates of other ranks that are on their way
+    d_candidates: Tensor | None = None  # [M, D]: where this gradient goes; None: new memory
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,7 +63,9 @@ class Batch(NamedTuple):
         return self.candidates.shape[0] + extra
 
     def all_candidates(self, dtype: torch.dtype) -> Tensor:
-        """Candidates and memory, `[M + Q, D]`."""
+        """Candidates and memory, `[M + Q, D]`; waits for those that are on their way."""
+        if self.arrival is not None:
+            self.arrival.wait()
         if self.memory is None:
             return self.candidates.to(dtype)
         return torch.cat([self.candidates.to(dtype), self.memory.to(dtype)])

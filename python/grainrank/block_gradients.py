@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .operands import Operand
 from .products import product_
 from .row_blocks import Block, Channel, RowBlocks, Rows
 from .table_sets import Gradients, Needs
@@ -28,9 +29,13 @@ class GradientSums:
     def __init__(self, blocks: RowBlocks, needs: Needs) -> None:
         batch, passes = blocks.batch, blocks.passes
         self.batch, self.passes, self.needs = batch, passes, needs
-        self.candidates, self._unit = blocks.candidates, blocks.unit
+        self._blocks = blocks
         self.d_queries = passes.empty(*(batch.queries.shape if needs.queries else (0,)))
-        self.d_candidates = passes.empty(*(batch.candidates.shape if needs.candidates else (0,)))
+        if needs.candidates and batch.d_candidates is not None:
+            self.d_candidates = batch.d_candidates
+        else:
+            shape = batch.candidates.shape if needs.candidates else (0,)
+            self.d_candidates = passes.empty(*shape)
         for d in (self.d_queries, self.d_candidates):
             if d.dim() == 2:
                 d[:, batch.prefixes[-1] :] = 0.0  # features of no prefix
@@ -48,6 +53,14 @@ class GradientSums:
             else None
         )
         self._with_row_moments = norms and needs.queries
+
+    @property
+    def candidates(self) -> Operand:
+        return self._blocks.candidates
+
+    @property
+    def _unit(self) -> Tensor | None:
+        return self._blocks.unit
 
     def add(self, item: Rows, channels: Sequence[Sequence[Channel]]) -> None:
         """Computes the gradients of a block and adds them up.

@@ -12,19 +12,26 @@ _NOWHERE = 1e30  # exp(z - this) is 0
 
 
 def merge(into: TableSet, block: TableSet) -> TableSet:
-    """Tables of more rows, `[M, L + 1]`. `into.lse` and `into.neg_lse` are float64.
+    """Tables of more rows, `[.., M, L + 1]`. `into.lse` and `into.neg_lse` are float64.
 
-    Of equal extremes the first row counts.
+    Of equal extremes the first row counts, whichever of the two comes first.
     """
 
     def add_exponentials(a: Tensor | None, b: Tensor | None) -> Tensor | None:
         return None if a is None or b is None else torch.logaddexp(a, b.double())
 
+    def earlier(a: Tensor | None, b: Tensor | None) -> Tensor | bool:
+        return False if a is None or b is None else (b >= 0) & (b < a)
+
     higher = lower = None
     if block.highest is not None and into.highest is not None:
-        higher = block.highest > into.highest
+        same = block.highest == into.highest
+        higher = same & earlier(into.highest_at, block.highest_at)
+        higher = higher | (block.highest > into.highest)
     if block.lowest is not None and into.lowest is not None:
-        lower = block.lowest < into.lowest
+        same = block.lowest == into.lowest
+        lower = same & earlier(into.lowest_at, block.lowest_at)
+        lower = lower | (block.lowest < into.lowest)
 
     def choose(mask: Tensor | None, a: Tensor | None, b: Tensor | None) -> Tensor | None:
         if mask is None or a is None or b is None:

@@ -80,6 +80,16 @@ def dense_tables(
     return _stack(rows), _stack(by_column) if columns else None
 
 
+def dense_softplus(batch: Batch, against: Tensor) -> tuple[Tensor, Tensor]:
+    sums, slopes = torch.empty_like(against), torch.empty_like(against)
+    for p, prefix in enumerate(_prefixes(batch)):
+        for f in range(batch.channels):
+            v = p * batch.channels + f
+            z, _ = _logits(batch, prefix, f)
+            sums[v], slopes[v] = reference.softplus_sums(z, prefix.row_levels, against[v])
+    return sums, slopes
+
+
 class _Gradients:
     """Adds up the prefixes' parts."""
 

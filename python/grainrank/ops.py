@@ -89,7 +89,7 @@ def _batch(
 
 
 @contextlib.contextmanager
-def _plain(queries: Tensor) -> Any:
+def plain(queries: Tensor) -> Any:
     """Neither autograd nor autocast inside an operator: its dtypes are its own. And the device of
     the queries is the current one, on which Triton launches.
     """
@@ -107,7 +107,7 @@ def _given(tables: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 
 def _level_tables(*args: Any) -> _Tensors:
-    with _plain(args[0]):
+    with plain(args[0]):
         batch, backend = _batch(*args[:_INPUTS])
         rows, columns = backends.tables(batch, backend, *args[_INPUTS:])
         of_columns = (None,) * len(COLUMN_TABLES) if columns is None else columns[:-2]
@@ -115,7 +115,7 @@ def _level_tables(*args: Any) -> _Tensors:
 
 
 def _level_tables_bwd(*args: Any) -> _Tensors:
-    with _plain(args[0]):
+    with plain(args[0]):
         batch, backend = _batch(*args[:_INPUTS])
         rows, d_rows, columns, d_columns, softplus, needs = args[_INPUTS:]
         by_column = any(d is not None for d in _given(d_columns))
@@ -132,7 +132,7 @@ def _level_tables_bwd(*args: Any) -> _Tensors:
 
 
 def _multi_level_nce(*args: Any) -> _Tensors:
-    with _plain(args[0]):
+    with plain(args[0]):
         batch, backend = _batch(*args[:_INPUTS])
         weights, positives, negatives, needs = args[_INPUTS:]
         losses, t, d = backends.multi_level_nce(
@@ -142,7 +142,7 @@ def _multi_level_nce(*args: Any) -> _Tensors:
 
 
 def _sigmoid_loss(*args: Any) -> _Tensors:
-    with _plain(args[0]):
+    with plain(args[0]):
         batch, backend = _batch(*args[:_INPUTS])
         bias, level_weights, needs = args[_INPUTS:]
         losses, d, d_bias = backends.sigmoid(batch, backend, bias, level_weights, Needs(*needs))

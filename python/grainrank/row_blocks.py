@@ -171,26 +171,27 @@ class RowBlocks:
         self, batch: Batch, passes: Passes, bound: Tensor | None = None, columns: bool = False
     ) -> None:
         self.batch, self.passes = batch, passes
-        self._columns, self._with_gradients = columns, bound is not None
-        self.candidates = Operand.prepare(
-            batch.candidates,
-            batch.all_candidates(passes.operand_dtype),
-            batch.prefixes,
-            batch.normalize,
-            passes,
-        )
+        self._columns, self._with_gradients, self._bound = columns, bound is not None, bound
         self._queries = self._operand(batch.queries) if passes.factored else None
-        self.unit: Tensor | None = None
-        if passes.operand_dtype == torch.float16 and bound is not None:
-            self.unit = self._unit(bound)
 
-    def _operand(self, queries: Tensor) -> Operand:
+    def _operand(self, rows: Tensor) -> Operand:
         batch, passes = self.batch, self.passes
-        given = queries.to(passes.operand_dtype)
-        return Operand.prepare(queries, given, batch.prefixes, batch.normalize, passes)
+        given = rows.to(passes.operand_dtype)
+        return Operand.prepare(rows, given, batch.prefixes, batch.normalize, passes)
 
-    def _unit(self, bound: Tensor) -> Tensor:
-        largest = bound * self.batch.channels
+    @functools.cached_property
+    def candidates(self) -> Operand:
+        """Of all columns."""
+        batch, passes = self.batch, self.passes
+        given = batch.all_candidates(passes.operand_dtype)
+        return Operand.prepare(batch.candidates, given, batch.prefixes, batch.normalize, passes)
+
+    @functools.cached_property
+    def unit(self) -> Tensor | None:
+        """What gradients are written times, to fit into float16."""
+        if self.passes.operand_dtype != torch.float16 or self._bound is None:
+            return None
+        largest = self._bound * self.batch.channels
         if self.batch.factors is not None:
             largest = largest * self.batch.factors.abs().amax()
         for operand in (self._queries, self.candidates):
@@ -224,22 +225,42 @@ class RowBlocks:
             for start in range(0, n, rows):
                 yield self._block(start, min(start + rows, n), similarities, gradient)
 
+    def _products(self, queries: Tensor, similarities: Tensor, first: bool) -> None:
+        """Fills the similarities `[P, R, M + Q]` of a block; of the first one those with the own
+        candidates before the others' arrive.
+        """
+        arrival = self.batch.arrival
+        ready = arrival.ready if first and arrival is not None else slice(0, 0)
+        if arrival is not None and ready.stop > ready.start:
+            own = self._operand(arrival.own).values
+            self._multiply(queries, own, similarities[..., ready])
+        for columns in (slice(0, ready.start), slice(ready.stop, None)):
+            values = self.candidates.values[columns]
+            if values.shape[0] > 0:
+                self._multiply(queries, values, similarities[..., columns])
+
+    def _multiply(self, queries: Tensor, candidates: Tensor, similarities: Tensor) -> None:
+        """Fills the similarities `[P, R, columns]` of some of the columns."""
+        first = 0
+        for p, last in enumerate(self.batch.prefixes):
+            a, b = queries[:, first:last], candidates[:, first:last].t()
+            product_(similarities[p], a, b, add=similarities[p - 1] if p > 0 else None)
+            first = last
+
     def _block(
         self, start: int, stop: int, similarities: Tensor | None, gradient: Tensor | None
     ) -> Rows:
-        batch, candidates = self.batch, self.candidates
+        batch = self.batch
         if self._queries is None:
             queries = self._operand(batch.queries[start:stop])
         else:
             queries = self._queries.rows(start, stop)
+        if similarities is not None:
+            self._products(queries.values, similarities[:, : stop - start], start == 0)
+        candidates = self.candidates
         blocks: list[Block] = []
-        first = 0
         for p, last in enumerate(batch.prefixes):
             s = None if similarities is None else similarities[p, : stop - start]
-            if s is not None:
-                a, b = queries.values[:, first:last], candidates.values[:, first:last].t()
-                product_(s, a, b, add=blocks[-1].similarities if p > 0 else None)
-            first = last
             blocks.append(
                 Block(
                     s,

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
-from .heads import level_losses
+from .distributed.sums import together
+from .heads import level_sums as level_sums_of
 from .reference import EMPTY
 from .table_sets import TableSet
 
@@ -68,22 +69,21 @@ class LossStatistics(NamedTuple):
 def loss_statistics(
     channels: Sequence[LevelStatistics], batch: Batch, positives: str, negatives: str
 ) -> LossStatistics:
-    """From the tables of the batch, one for all levels, or one for each level's term.
+    """From the tables of the rows, one for all levels, or one for each level's term; over the rows
+    of all ranks.
 
     Adjacent: next to each other among the levels that the row has.
     """
     with torch.no_grad():
-        terms = [level_losses(t.lse, t.count, positives, negatives) for t in channels]
-        level_loss, level_rows = terms[0]
+        terms = [level_sums_of(t.lse, t.count, positives, negatives) for t in channels]
+        level_sums, level_rows = terms[0]
         if len(terms) > 1:
-            level_loss = torch.stack([terms[k][0][k] for k in range(len(terms))])
+            level_sums = torch.stack([terms[k][0][k] for k in range(len(terms))])
         total, count = channels[0].total, channels[0].count
         scale = batch.scale if batch.factors is None else batch.scale * batch.factors[0]
-        pairs = count.sum(dim=0)
-        similarity = total.sum(dim=0) / scale / pairs.clamp_min(1)
         mean = total / count.clamp_min(1)  # [N, L + 1]
-        adjacent = torch.zeros_like(pairs[0])
-        wrong = torch.zeros_like(pairs[0])
+        adjacent = torch.zeros_like(count.sum())
+        wrong = torch.zeros_like(adjacent)
         below, has_below = mean[:, 0], count[:, 0] > 0
         for level in range(1, count.shape[1]):
             has = count[:, level] > 0
@@ -92,11 +92,17 @@ def loss_statistics(
             wrong = wrong + (both & (mean[:, level] < below)).sum()
             below = torch.where(has, mean[:, level], below)
             has_below = has_below | has
+        pairs, sums = count.sum(dim=0), total.sum(dim=0)
+        rows = rows_with_positive(count)
+        if batch.shards is not None:
+            level_sums, sums, rows, level_rows, pairs, wrong, adjacent = together(
+                (level_sums, sums, rows, level_rows, pairs, wrong, adjacent), batch.shards
+            )
         return LossStatistics(
-            rows_used=rows_with_positive(count),
-            level_loss=level_loss,
+            rows_used=rows,
+            level_loss=level_sums / level_rows.clamp_min(1),
             level_rows=level_rows,
-            level_similarity=similarity,
+            level_similarity=sums / scale / pairs.clamp_min(1),
             level_pairs=pairs,
             wrong_order=wrong / adjacent.clamp_min(1),
         )

@@ -64,6 +64,18 @@ def sweep_tables(
     return rows, TableSet(*stacked)  # type: ignore[arg-type]
 
 
+def sweep_softplus(batch: Batch, passes: Passes, against: Tensor) -> tuple[Tensor, Tensor]:
+    """The softplus sums against given thresholds `[V, N, L + 1]`, and their slopes: one product."""
+    sums, slopes = torch.empty_like(against), torch.empty_like(against)
+    for item in RowBlocks(batch, passes):
+        here = slice(item.start, item.stop)
+        for block, views in zip(item.blocks, _views(batch), strict=True):
+            for f, v in enumerate(views):
+                given = against[v, here].contiguous()
+                passes.softplus(block, f, given, None, sums[v, here], slopes[v, here])
+    return sums, slopes
+
+
 def sweep_gradients(
     batch: Batch,
     passes: Passes,

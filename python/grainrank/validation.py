@@ -56,7 +56,9 @@ def check_device(name: str, tensor: Tensor, device: torch.device) -> None:
         )
 
 
-def check_embeddings(queries: object, candidates: object) -> tuple[Tensor, Tensor]:
+def check_embeddings(
+    queries: object, candidates: object, *, may_be_empty: bool = False
+) -> tuple[Tensor, Tensor]:
     """Queries `[N, D]` and candidates `[M, D]` of one floating dtype on one device.
 
     Under autocast, tensors of two floating dtypes are both read in the wider one, which is exact.
@@ -74,7 +76,7 @@ def check_embeddings(queries: object, candidates: object) -> tuple[Tensor, Tenso
                 f"{name} must have shape {shape}, got {tuple(tensor.shape)}; "
                 f"flatten all leading dimensions into one"
             )
-        if tensor.shape[0] == 0 or tensor.shape[1] == 0:
+        if (tensor.shape[0] == 0 and not may_be_empty) or tensor.shape[1] == 0:
             raise ValueError(
                 f"{name} must have at least one row and one feature, got {tuple(tensor.shape)}; "
                 f"skip the step for an empty batch"
@@ -237,7 +239,9 @@ def check_dims(
     return tuple(d for d, _ in pairs), tuple(w for _, w in pairs)
 
 
-def check_memory(memory: object, candidates: Tensor) -> Tensor | None:
+def check_memory(
+    memory: object, candidates: Tensor, *, may_be_empty: bool = False
+) -> Tensor | None:
     """`[Q, D]`, without gradient; None where there is nothing in it."""
     if memory is None:
         return None
@@ -249,4 +253,4 @@ def check_memory(memory: object, candidates: Tensor) -> Tensor | None:
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"memory must be floating, got {tensor.dtype}")
     check_device("memory", tensor, candidates.device)
-    return tensor.detach() if tensor.shape[0] > 0 else None
+    return tensor.detach() if tensor.shape[0] > 0 or may_be_empty else None

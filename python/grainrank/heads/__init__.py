@@ -11,7 +11,7 @@ from .metric_learning import circle, multi_similarity
 from .nce import (
     Negatives,
     Positives,
-    level_losses,
+    level_sums,
     multi_level_nce,
     multi_level_nce_gradient,
 )
@@ -27,7 +27,7 @@ __all__ = [
     "hard_negative_nce",
     "hmlc",
     "info_nce",
-    "level_losses",
+    "level_sums",
     "list_net",
     "merge",
     "multi_level_nce",

@@ -105,10 +105,8 @@ def multi_level_nce_gradient(
     return (terms.losses() * weights).sum(dim=-1).to(dtype), d_lse.to(dtype)
 
 
-def level_losses(
-    lse: Tensor, count: Tensor, positives: str, negatives: str
-) -> tuple[Tensor, Tensor]:
-    """Mean term of each level, unweighted, over the rows that have it, and these rows; `[L]`."""
+def level_sums(lse: Tensor, count: Tensor, positives: str, negatives: str) -> tuple[Tensor, Tensor]:
+    """Sum of each level's term, unweighted, over the rows that have it, and these rows; `[L]`."""
     terms = _Terms.of(lse, count, positives, negatives)
     rows = terms.has_positive.sum(dim=0)
-    return terms.losses().sum(dim=0) / rows.clamp_min(1), rows
+    return terms.losses().sum(dim=0), rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,21 +63,24 @@ class SimilarityBands(LevelSource):
             )
         if isinstance(thresholds, Sequence) and list(thresholds) != sorted(thresholds):
             raise ValueError(f"thresholds must be ascending, got {list(thresholds)}")
-        self._set("rows", (q, c, t))
+        self._set("rows", (q, c, t), len(given) == 2 and given[0] == q.shape[0])
 
-    def _set(self, side: str, tensors: tuple[Tensor, Tensor, Tensor]) -> None:
+    def _set(self, side: str, tensors: tuple[Tensor, Tensor, Tensor], own: bool) -> None:
         self.side = side  # whose thresholds they are
-        self.kind = f"bands:{side}"
+        self.own_thresholds = own  # of each, not of all
+        self.kind = f"bands:{side}" + (":own" if own else "")
         self.tensors = tensors
         self.max_level = tensors[2].shape[1]
         self.num_references = 1
 
     @classmethod
-    def from_tensors(cls, side: str, tensors: Sequence[Tensor]) -> SimilarityBands:
-        """From `side` and `tensors` of another, without reading them."""
+    def from_tensors(
+        cls, side: str, tensors: Sequence[Tensor], own_thresholds: bool
+    ) -> SimilarityBands:
+        """From what another has, without reading the tensors."""
         self = cls.__new__(cls)
         q, c, t = tensors
-        self._set(side, (q, c, t))
+        self._set(side, (q, c, t), own_thresholds)
         return self
 
     @classmethod
@@ -144,7 +147,7 @@ class SimilarityBands(LevelSource):
             thresholds.append(torch.stack([(values[:, i] + values[:, i + 1]) / 2 for i in at], 1))
         return cls(q, c, torch.cat(thresholds), normalize=False)
 
-    def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
+    def check_own(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
         q, c, _ = self.tensors
         check_length("query_reference", q, num_queries, "N", "queries")
         check_length("candidate_reference", c, num_candidates, "M", "candidates")
@@ -165,7 +168,16 @@ class SimilarityBands(LevelSource):
     def transposed(self) -> LevelSource:
         q, c, thresholds = self.tensors
         side = "columns" if self.side == "rows" else "rows"
-        return SimilarityBands.from_tensors(side, (c, q, thresholds))
+        return SimilarityBands.from_tensors(side, (c, q, thresholds), self.own_thresholds)
+
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        q, c, thresholds = self.tensors
+        if self.side == "columns" and self.own_thresholds:
+            thresholds = column(thresholds)
+        tensors = q, column(c), thresholds
+        return SimilarityBands.from_tensors(self.side, tensors, self.own_thresholds)
 
 
 def check_references(

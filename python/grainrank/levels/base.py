@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +25,8 @@ class LevelSource:
     tensors: tuple[Tensor, ...]
     #: Products of reference embeddings that the levels of a block need.
     num_references: int = 0
+    #: The sources that it is made of.
+    members: tuple[LevelSource, ...] = ()
 
     def block(
         self, start: int, stop: int, num_candidates: int, device: torch.device | None = None
@@ -35,10 +38,23 @@ class LevelSource:
 
     def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
         """Raises where the source does not fit `[N, D]` queries and `[M, D]` candidates."""
-        raise NotImplementedError
+        for member in self.members:
+            member.check(num_queries, num_candidates, device)
+        self.check_own(num_queries, num_candidates, device)
+
+    def check_own(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
+        """`check` of what its members do not have."""
 
     def transposed(self) -> LevelSource:
         """The levels as the candidates see the queries: the transposed matrix."""
+        raise NotImplementedError
+
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        """The levels of other candidates: `column` of every tensor `[M, ..]` that describes them,
+        and `matrix` of every source that has something to say of single pairs.
+        """
         raise NotImplementedError
 
     def under_ceilings(
@@ -143,14 +159,14 @@ class Excluded(LevelSource):
         q = check_integers("query_ids", query_ids, "[N]", 1)
         c = check_integers("candidate_ids", candidate_ids, "[M]", 1)
         self.base = base
+        self.members = (base,)
         self.ids = q, c
         self.max_level = base.max_level
         self.num_references = base.num_references
         self.kind = f"exclude({base.kind})"
         self.tensors = (*base.tensors, q, c)
 
-    def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
-        self.base.check(num_queries, num_candidates, device)
+    def check_own(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
         check_ids("query_ids", "candidate_ids", self.ids, num_queries, num_candidates, device)
 
     def block(
@@ -164,20 +180,22 @@ class Excluded(LevelSource):
         q, c = self.ids
         return Excluded(self.base.transposed(), c, q)
 
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        q, c = self.ids
+        return Excluded(self.base.with_columns(column, matrix), q, column(c))
+
 
 class Union(LevelSource):
     """`a | b`."""
 
     def __init__(self, left: LevelSource, right: LevelSource) -> None:
-        self.members = left, right
+        self.members = (left, right)
         self.max_level = max(left.max_level, right.max_level)
         self.num_references = left.num_references + right.num_references
         self.kind = f"union({left.kind},{right.kind})"
         self.tensors = (*left.tensors, *right.tensors)
-
-    def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
-        for member in self.members:
-            member.check(num_queries, num_candidates, device)
 
     def block(
         self, start: int, stop: int, num_candidates: int, device: torch.device | None = None
@@ -188,6 +206,12 @@ class Union(LevelSource):
     def transposed(self) -> LevelSource:
         left, right = self.members
         return Union(left.transposed(), right.transposed())
+
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        left, right = self.members
+        return Union(left.with_columns(column, matrix), right.with_columns(column, matrix))
 
 
 def check_ids(

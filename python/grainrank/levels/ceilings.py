@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -32,19 +34,20 @@ class FalseNegativeMargin(LevelSource):
             expected = "in 0 <= margin < 1 where relative" if relative else "finite"
             raise ValueError(f"margin must be {expected}, got {margin}")
         self.base = base
+        self.members = (base,)
         self.max_level = base.max_level
         self.margin = float(margin)
         self.relative = relative
         self.reference = None if reference is None else check_references(*reference, True)
-        self.curated = None
+        self.curated: Pair | None = None
         if curated is not None:
             self.curated = (
                 check_integers("curated query ids", curated[0], "[N]", 1),
                 check_integers("curated candidate ids", curated[1], "[M]", 1),
             )
+        self.tensors = (*base.tensors, *(self.reference or ()), *(self.curated or ()))
 
-    def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
-        self.base.check(num_queries, num_candidates, device)
+    def check_own(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
         if self.reference is not None:
             q, c = self.reference
             check_length("reference of the queries", q, num_queries, "N", "queries")
@@ -61,11 +64,25 @@ class FalseNegativeMargin(LevelSource):
             self.base.transposed(), self.margin, self.relative, reference, curated
         )
 
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        other = copy.copy(self)
+        other.base = self.base.with_columns(column, matrix)
+        other.members = (other.base,)
+        other.reference = _with_columns(self.reference, column)
+        other.curated = _with_columns(self.curated, column)
+        return other
+
     def check_combines(self, what: str) -> NoReturn:
         raise ValueError(
             f"{what} cannot follow false_negative_margin, whose ceilings need all other levels; "
             f"call false_negative_margin last"
         )
+
+
+def _with_columns(pair: Pair | None, column: Callable[[Tensor], Tensor]) -> Pair | None:
+    return None if pair is None else (pair[0], column(pair[1]))
 
 
 class Ceiled(LevelSource):
@@ -88,6 +105,7 @@ class Ceiled(LevelSource):
         curated: Pair | None,
     ) -> None:
         self.base, self.rows, self.columns = base, rows, columns
+        self.members = (base,)
         self.reference, self.curated = reference, curated
         self.max_level = base.max_level
         self.num_references = base.num_references + (reference is not None)
@@ -130,6 +148,20 @@ class Ceiled(LevelSource):
         reference = None if self.reference is None else self.reference[::-1]
         curated = None if self.curated is None else self.curated[::-1]
         return Ceiled(self.base.transposed(), self.columns, self.rows, reference, curated)
+
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        columns = self.columns
+        if columns is not None:
+            columns = column(columns.t().contiguous()).t().contiguous()
+        return Ceiled(
+            self.base.with_columns(column, matrix),
+            self.rows,
+            columns,
+            _with_columns(self.reference, column),
+            _with_columns(self.curated, column),
+        )
 
     def of_prefix(self, prefix: int) -> LevelSource:
         here = slice(prefix, prefix + 1)

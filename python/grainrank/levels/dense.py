@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,12 @@ class DenseLevels(LevelSource):
         self.kind = f"dense:{self.max_level}"
         self.tensors = (tensor,)
 
-    def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
+    @property
+    def num_candidates(self) -> int:
+        """M."""
+        return self.tensors[0].shape[1]
+
+    def check_own(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
         (levels,) = self.tensors
         if tuple(levels.shape) != (num_queries, num_candidates):
             raise ValueError(
@@ -53,6 +60,11 @@ class DenseLevels(LevelSource):
 
     def transposed(self) -> LevelSource:
         return DenseLevels(self.tensors[0].t(), self.max_level)
+
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        return matrix(self)
 
 
 def level_limit(max_level: int | None, low: int, high: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -30,7 +31,12 @@ class Diagonal(LevelSource):
     def transposed(self) -> LevelSource:
         return Diagonal(more_queries=not self._more_queries)
 
-    def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        return matrix(self)
+
+    def check_own(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
         if not self._more_queries and num_candidates < num_queries:
             raise ValueError(
                 f"candidates must have at least N = {num_queries} rows when levels is None "
@@ -90,7 +96,7 @@ class GrainKeys(LevelSource):
         self.kind = f"keys:{match}"
         self.tensors = (q, c)
 
-    def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
+    def check_own(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
         q, c = self.tensors
         check_length("query_keys", q, num_queries, "N", "queries")
         check_length("candidate_keys", c, num_candidates, "M", "candidates")
@@ -113,3 +119,9 @@ class GrainKeys(LevelSource):
     def transposed(self) -> LevelSource:
         q, c = self.tensors
         return GrainKeys(c, q, self.match)
+
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        q, c = self.tensors
+        return GrainKeys(q, column(c), self.match)

@@ -52,7 +52,8 @@ def _build(
     if name == "sparse":
         return SparseLevels.from_tensors(int(options[0]), [next(data) for _ in range(6)])
     if name == "bands":
-        return SimilarityBands.from_tensors(options[0], [next(data) for _ in range(3)])
+        tensors = [next(data) for _ in range(3)]
+        return SimilarityBands.from_tensors(options[0], tensors, "own" in options)
     if name == "exclude":
         return Excluded(members[0], next(data), next(data))
     if name == "union":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,7 +53,7 @@ class SparseLevels(LevelSource):
         value = check_integers("levels", levels, "[nnz]", 1)
         nnz, device = value.shape[0], value.device
         sizes = ends.diff()
-        if len(ends) < 2 or int(ends[0]) != 0 or int(ends[-1]) != nnz or bool((sizes < 0).any()):
+        if len(ends) < 1 or int(ends[0]) != 0 or int(ends[-1]) != nnz or bool((sizes < 0).any()):
             raise ValueError(
                 f"indptr must rise from 0 to the {nnz} entries of levels, got {ends.tolist()[:8]}"
             )
@@ -77,15 +77,8 @@ class SparseLevels(LevelSource):
                 f"a pair must be given once, got query {twice // num_candidates} with candidate "
                 f"{twice % num_candidates} twice; keep one of its levels"
             )
-        row, column, value = row[order], column[order], value[order].to(torch.int8)
-        by_column = (column * rows + row).argsort()
-        self._set(
-            limit,
-            (
-                *(_ends(row, rows), column, value),
-                *(_ends(column[by_column], num_candidates), row[by_column], value[by_column]),
-            ),
-        )
+        entries = row[order], column[order], value[order].to(torch.int8)
+        self._set(limit, _compressed(*entries, rows, num_candidates))
 
     def _set(self, max_level: int, tensors: tuple[Tensor, ...]) -> None:
         """`tensors`: ends, sorted indices and levels of the rows, then of the columns."""
@@ -99,6 +92,16 @@ class SparseLevels(LevelSource):
         self = cls.__new__(cls)
         self._set(max_level, tuple(tensors))
         return self
+
+    @classmethod
+    def from_entries(
+        cls, entries: tuple[Tensor, Tensor, Tensor], shape: tuple[int, int], max_level: int
+    ) -> SparseLevels:
+        """From sound entries: rows, columns and levels in any order, and N, M."""
+        row, column, level = entries
+        order = (row * shape[1] + column).argsort()
+        tensors = _compressed(row[order], column[order], level[order], *shape)
+        return cls.from_tensors(max_level, tensors)
 
     @classmethod
     def from_qrels(
@@ -140,9 +143,20 @@ class SparseLevels(LevelSource):
         row, column, level = table.to(device)
         return cls(_ends(row, n), column, level, m, max_level)
 
-    def check(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
-        ends, _, _, column_ends, _, _ = self.tensors
-        shape = ends.shape[0] - 1, column_ends.shape[0] - 1
+    @property
+    def num_candidates(self) -> int:
+        """M."""
+        return self.tensors[3].shape[0] - 1
+
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, columns and levels, sorted."""
+        ends, column, level, *_ = self.tensors
+        rows = torch.arange(len(ends) - 1, device=ends.device)
+        return torch.repeat_interleave(rows, ends.diff()), column, level
+
+    def check_own(self, num_queries: int, num_candidates: int, device: torch.device) -> None:
+        ends = self.tensors[0]
+        shape = ends.shape[0] - 1, self.num_candidates
         if shape != (num_queries, num_candidates):
             raise ValueError(
                 f"levels must be of [N, M] = [{num_queries}, {num_candidates}] pairs, "
@@ -164,6 +178,22 @@ class SparseLevels(LevelSource):
 
     def transposed(self) -> LevelSource:
         return SparseLevels.from_tensors(self.max_level, (*self.tensors[3:], *self.tensors[:3]))
+
+    def with_columns(
+        self, column: Callable[[Tensor], Tensor], matrix: Callable[[LevelSource], LevelSource]
+    ) -> LevelSource:
+        return matrix(self)
+
+
+def _compressed(
+    row: Tensor, column: Tensor, level: Tensor, rows: int, columns: int
+) -> tuple[Tensor, ...]:
+    """The tensors of entries sorted by row, then column."""
+    by_column = (column * rows + row).argsort()
+    return (
+        *(_ends(row, rows), column, level),
+        *(_ends(column[by_column], columns), row[by_column], level[by_column]),
+    )
 
 
 def _ends(sorted_rows: Tensor, rows: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from .. import heads
+from ..distributed.handshake import on_every_rank
 from ..levels import LevelSource, as_source
 from ..statistics import LevelStatistics
 from ..validation import check_choice, check_number
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@on_every_rank
 def info_nce_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -60,6 +62,7 @@ def info_nce_loss(
     return evaluate_nce(problem, weights, "at_least", "unrelated")[0]
 
 
+@on_every_rank
 def clip_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -92,6 +95,7 @@ def clip_loss(
     return info_nce_loss(queries, candidates, levels, **options)
 
 
+@on_every_rank
 def sup_con_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -130,6 +134,7 @@ def sup_con_loss(
     return evaluate(problem, lambda channels: heads.sup_con(channels[0]), full=False)
 
 
+@on_every_rank
 def hard_negative_nce_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -182,6 +187,7 @@ def hard_negative_nce_loss(
     return evaluate(problem, head, full=False)
 
 
+@on_every_rank
 def gist_embed_loss(
     queries: Tensor,
     candidates: Tensor,

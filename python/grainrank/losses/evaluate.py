@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import autograd
+from .. import autograd, backends
 from ..batch import Batch
+from ..distributed.handshake import on_every_rank
+from ..distributed.levels import transposed
+from ..distributed.sums import gathered_rows, over_ranks
 from ..heads import Negatives, Positives, merge, multi_level_nce
 from ..levels import LevelSource
 from ..statistics import LevelStatistics, empty_statistics, rows_with_positive, statistics_of
@@ -38,8 +41,12 @@ def evaluate_nce(
 
     `level_weights` `[F, L]`: a channel's own. One product less where one direction is reduced.
     """
-    batch = problem.batch
-    if problem.direction in ("symmetric", "joint") or problem.reduction == "none":
+    batch, shards = problem.batch, problem.shards
+    by_tables = problem.direction in ("symmetric", "joint") or problem.reduction == "none"
+    if shards is not None and not by_tables:
+        # Columns that pass by are met twice in any case; else the own ones go first.
+        by_tables = shards.transport == "ring" or backends.multiplies_twice(batch, problem.backend)
+    if by_tables:
 
         def head(channels: Sequence[LevelStatistics]) -> Tensor:
             losses = [
@@ -56,30 +63,35 @@ def evaluate_nce(
         batch, problem.backend, by_view, positives, negatives
     )
     channels = [statistics_of(tables, v) for v in range(batch.views - batch.channels, batch.views)]
-    if problem.reduction == "mean":
-        loss = loss / rows_with_positive(channels[0].count).clamp_min(1)
-    return loss, channels
+    return _reduced(problem, loss[None], channels[0].count), channels
 
 
 def _combined(problem: Problem, sides: list[list[Channels]], head: Head) -> Tensor:
     losses = []
     for prefixes in sides:
-        parts = [
-            weight * reduced(problem, head(channels), channels[0].count)
-            for weight, channels in zip(problem.dim_weights, prefixes, strict=True)
-        ]
-        losses.append(torch.stack(parts).sum(dim=0))
+        parts = [head(channels) for channels in prefixes]
+        if problem.shards is not None and parts[0].dim() == 0:
+            # One number for the batch: from the tables of all its rows.
+            shards = problem.shards
+            parts = [head([gathered_rows(t, shards) for t in channels]) for channels in prefixes]
+        weighted = [w * part for w, part in zip(problem.dim_weights, parts, strict=True)]
+        of_side = torch.stack(weighted).sum(dim=0)
+        losses.append(_reduced(problem, of_side, prefixes[0][0].count))
     return torch.stack(losses).mean(dim=0)
 
 
-def reduced(problem: Problem, losses: Tensor, count: Tensor) -> Tensor:
-    """By the reduction; a head's single number stays."""
+def _reduced(problem: Problem, losses: Tensor, count: Tensor) -> Tensor:
+    """By the reduction, over the rows of all ranks; a head's single number stays."""
     if losses.dim() == 0 or problem.reduction == "none":
         return losses
-    total = losses.sum()
     if problem.reduction == "sum":
-        return total
-    return total / rows_with_positive(count).clamp_min(1)
+        return over_ranks(losses.sum(), problem.shards).to(losses.dtype)
+    rows = rows_with_positive(count)
+    if problem.shards is None:
+        return losses.sum() / rows.clamp_min(1)
+    sums = over_ranks(torch.stack([losses.sum().double(), rows.double()]), problem.shards)
+    loss: Tensor = sums[0] / sums[1].detach().clamp_min(1)
+    return loss.to(losses.dtype)
 
 
 def _sides(problem: Problem, full: bool, softplus: str) -> list[list[Channels]]:
@@ -94,11 +106,15 @@ def _sides(problem: Problem, full: bool, softplus: str) -> list[list[Channels]]:
         )
     if softplus and direction == "symmetric":
         # The sums need the log-sum-exps of the whole row, or column: a sweep for each.
+        shards = batch.shards
+        levels = transposed(batch.levels, shards) if shards else batch.levels.transposed()
+        swapped_shards = None if shards is None else shards.swapped()
         swapped = batch._replace(
             queries=batch.candidates,
             candidates=batch.queries,
-            levels=batch.levels.transposed(),
+            levels=levels,
             memory=None,
+            shards=swapped_shards,
         )
         sides = [_tables(b, backend, full, False, softplus) for b in (batch, swapped)]
         return [rows for rows, _ in sides]
@@ -154,6 +170,7 @@ def _negatives(block: LevelStatistics, n: int, like: LevelStatistics) -> LevelSt
     return LevelStatistics(*map(first, block, empty))  # type: ignore[arg-type]
 
 
+@on_every_rank
 def head_loss(
     head: Head,
     queries: Tensor,
@@ -165,7 +182,8 @@ def head_loss(
 
     Args:
         head: takes a list with one `LevelStatistics` and gives the losses of its rows `[N]`, or one
-            number.
+            number; with `group` the latter is called again, with the tables of the rows of all
+            ranks.
         queries: embeddings `[N, D]`.
         candidates: embeddings `[M, D]`.
         levels: a level source; None: candidate i is the positive of query i.

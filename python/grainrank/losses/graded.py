@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import heads
+from ..distributed.handshake import on_every_rank
 from ..levels import LevelSource
 from ..statistics import LevelStatistics
 from ..validation import check_choice
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@on_every_rank
 def rince_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -84,6 +86,7 @@ def rince_loss(
     return evaluate(problem, head, full=False, softplus="lower")
 
 
+@on_every_rank
 def hmlc_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -129,6 +132,7 @@ def hmlc_loss(
     return evaluate(problem, lambda channels: heads.hmlc(channels[0], form), full=False)
 
 
+@on_every_rank
 def csl_loss(
     queries: Tensor,
     candidates: Tensor,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..batch import Batch
+from ..distributed.levels import own_numbers
 from ..levels import (
     Ceiled,
     Diagonal,
@@ -31,6 +33,33 @@ class Joint(NamedTuple):
     candidates: Batch | None  # [N, M], of the first N candidates
 
 
+def check_joint(
+    blocks: Sequence[JointBlock],
+    embeddings: tuple[Tensor, Tensor],
+    levels: tuple[LevelSource | None, LevelSource | None],
+    check_levels: Callable[[LevelSource, int, int, torch.device], None],
+) -> None:
+    """`levels` of the queries and of the candidates.
+
+    Raises:
+        ValueError: fewer candidates than queries, an unknown block, or levels that do not fit it.
+    """
+    if isinstance(blocks, str):
+        raise TypeError(f'joint_blocks must be a sequence of names, got "{blocks}"')
+    for block in blocks:
+        check_choice("joint_blocks", block, JOINT_BLOCKS)
+    n, m = (x.shape[0] for x in embeddings)
+    if m < n:
+        raise ValueError(
+            f'candidates must have at least N = {n} rows for direction="joint", where candidate i '
+            f"belongs to query i, got {m}"
+        )
+    sides = ("query_query", "candidate_candidate")
+    for side, source, columns in zip(sides, levels, (n, m), strict=True):
+        if side in blocks and source is not None:
+            check_levels(as_source(source), n, columns, embeddings[0].device)
+
+
 def make_joint(
     batch: Batch,
     levels: LevelSource,
@@ -38,50 +67,39 @@ def make_joint(
     query_levels: LevelSource | None,
     candidate_levels: LevelSource | None,
 ) -> Joint:
-    """`levels` as the user gave them, `batch` with resolved ones.
+    """`levels` before their ceilings were resolved, `batch` with resolved ones.
 
     Raises:
-        ValueError: fewer candidates than queries, an unknown block, or levels that say nothing of
-            the blocks.
+        ValueError: levels that say nothing of the blocks.
     """
-    if isinstance(blocks, str):
-        raise TypeError(f'joint_blocks must be a sequence of names, got "{blocks}"')
-    for block in blocks:
-        check_choice("joint_blocks", block, JOINT_BLOCKS)
-    n, m = batch.queries.shape[0], batch.candidates.shape[0]
-    if m < n:
-        raise ValueError(
-            f'candidates must have at least N = {n} rows for direction="joint", where candidate i '
-            f"belongs to query i, got {m}"
-        )
     q, c = batch.queries, batch.candidates
+    n = q.shape[0]
 
-    def of_side(side: int, name: str, given: LevelSource | None, columns: int) -> LevelSource:
-        source = (
-            _derived(name, levels, side, n, columns, q.device)
-            if given is None
-            else as_source(given)
-        )
-        source.check(n, columns, q.device)
+    def of_side(side: int, name: str, given: LevelSource | None) -> LevelSource:
+        source = _derived(name, levels, side, batch) if given is None else given
         if isinstance(batch.levels, Ceiled):
             return batch.levels.of_block(source, side, n)
         return source
 
     queries = candidates = None
     if "query_query" in blocks:
-        of_queries = of_side(0, "query_levels", query_levels, n)
-        queries = batch._replace(candidates=q, levels=of_queries)
+        of_queries = of_side(0, "query_levels", query_levels)
+        shards = None if batch.shards is None else batch.shards.of_queries()
+        queries = batch._replace(candidates=q, levels=of_queries, shards=shards)
     if "candidate_candidate" in blocks:
-        of_candidates = of_side(1, "candidate_levels", candidate_levels, m)
+        of_candidates = of_side(1, "candidate_levels", candidate_levels)
         candidates = batch._replace(queries=c[:n], levels=of_candidates)
     return Joint(queries, "candidate_query" in blocks, candidates)
 
 
-def _derived(
-    name: str, levels: LevelSource, side: int, rows: int, columns: int, device: torch.device
-) -> LevelSource:
+def _derived(name: str, levels: LevelSource, side: int, batch: Batch) -> LevelSource:
     """Pairs of one side: negatives where they share no key, nobody compared with itself."""
-    ids = torch.arange(columns, device=device)
+    device, rows, shards = batch.queries.device, batch.queries.shape[0], batch.shards
+    columns = (batch.queries, batch.candidates)[side].shape[0]
+    if shards is None:
+        ids = torch.arange(columns, device=device)
+    else:
+        ids = own_numbers((shards.rows, shards.columns)[side], shards, device)
     base = levels.base if isinstance(levels, FalseNegativeMargin) else levels
     if isinstance(base, Excluded):
         ids = base.ids[side]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from .. import heads
+from ..distributed.handshake import on_every_rank
 from ..levels import LevelSource
 from ..validation import check_number
 from .evaluate import evaluate
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@on_every_rank
 def circle_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -63,6 +65,7 @@ def circle_loss(
     return evaluate(problem, lambda channels: heads.circle(channels[0]))
 
 
+@on_every_rank
 def multi_similarity_loss(
     queries: Tensor,
     candidates: Tensor,

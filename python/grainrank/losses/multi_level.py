@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..distributed.handshake import on_every_rank
 from ..heads import Negatives, Positives
 from ..levels import LevelSource
 from ..statistics import loss_statistics
@@ -32,6 +33,7 @@ def _level_weights(weights: Sequence[float] | Tensor | None, problem: Problem) -
     return level_numbers("level_weights", weights, "L", max_level, problem).detach()
 
 
+@on_every_rank
 def multi_level_ranking_loss(
     queries: Tensor,
     candidates: Tensor,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 from torch import Tensor
 
 from ..backends import Backend, check_backend, check_product
 from ..batch import Batch, Product
 from ..ceilings import resolve_ceilings
+from ..distributed import levels as level_shards
+from ..distributed.handshake import Handshake
+from ..distributed.shards import Shards, Transport
+from ..distributed.sums import replicated
 from ..levels import LevelSource, as_source
 from ..validation import (
     check_choice,
@@ -22,7 +26,11 @@ from ..validation import (
     check_workspace,
     constants,
 )
-from .joint import JOINT_BLOCKS, Joint, JointBlock, make_joint
+from .joint import JOINT_BLOCKS, Joint, JointBlock, check_joint, make_joint
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
 Reduction = Literal["mean", "sum", "none"]
 NanPolicy = Literal["propagate", "raise"]
@@ -66,6 +74,15 @@ class SharedOptions(TypedDict, total=False):
         for `matryoshka_dims`, vendor.
     workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, or 1024 rows
         where these need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
+    group: the ranks whose batches are one: a `ProcessGroup`, or a `DeviceMesh` with one dimension.
+        Queries, candidates, keys and memory are this rank's part, of any size, also none; every
+        rank returns the loss of the whole batch (of `reduction="none"` its own rows). Under DDP or
+        FSDP the gradients are those of one process on the whole batch. Candidate i of a rank
+        belongs to its query i where levels is None; a matrix of levels has the columns of its rank,
+        or those of all ranks: the candidates of rank 0, of rank 1, .., then their memories. None
+        (default): this process alone; `torch.distributed.group.WORLD` is None in a single process.
+    transport: `"gather"` (default): one collective brings the candidates of all ranks to each;
+        `"ring"`: they pass by, one rank's at a time, for candidates that do not fit.
     nan: `"propagate"` (default): a NaN or infinity in the inputs shows in the loss; `"raise"`:
         ValueError with the row, at the cost of reading the inputs once more.
     """
@@ -82,6 +99,8 @@ class SharedOptions(TypedDict, total=False):
     backend: Backend
     product: Product
     workspace_mb: float | None
+    group: ProcessGroup | DeviceMesh | None
+    transport: Transport
     nan: NanPolicy
 
 
@@ -107,6 +126,10 @@ class Problem(NamedTuple):
     dim_weights: tuple[float, ...]  # [P]
     joint: Joint | None
 
+    @property
+    def shards(self) -> Shards | None:
+        return self.batch.shards
+
 
 def prepare(
     queries: Tensor,
@@ -129,21 +152,27 @@ def prepare(
     backend: Backend = "auto",
     product: Product = "auto",
     workspace_mb: float | None = None,
+    group: Any = None,
+    transport: Transport = "gather",
     nan: NanPolicy = "propagate",
     **unknown: object,
 ) -> Problem:
     """Checks everything that a user passes; `fixed_scale`: of a loss that has no option for it.
 
+    `group`: None, or the handshake that `on_every_rank` made of it.
+
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, dtype, device or value.
     """
     _reject_unknown(unknown, fixed_scale is None, temperature, logit_scale)
-    q, c = check_embeddings(queries, candidates)
+    together = isinstance(group, Handshake)
+    q, c = check_embeddings(queries, candidates, may_be_empty=together)
     check_choice("direction", direction, _DIRECTIONS)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     check_choice("nan", nan, ("propagate", "raise"))
+    check_choice("transport", transport, ("gather", "ring"))
     check_backend(backend, q.device)
-    memory = check_memory(memory, c)
+    memory = check_memory(memory, c, may_be_empty=together)
     if memory is not None and direction in ("candidate_to_query", "joint"):
         raise ValueError(
             f'memory has candidates for the queries alone, got direction="{direction}"; '
@@ -161,7 +190,10 @@ def prepare(
         )
     source = as_source(levels)
     columns = c.shape[0] + (0 if memory is None else memory.shape[0])
-    source.check(q.shape[0], columns, q.device)
+    check_levels = level_shards.check_levels if together else LevelSource.check
+    check_levels(source, q.shape[0], columns, q.device)
+    if direction == "joint":
+        check_joint(joint_blocks, (q, c), (query_levels, candidate_levels), check_levels)
     if fixed_scale is not None:
         scale, factors = check_scale(None, fixed_scale, q), None
     elif level_temperatures is None:
@@ -173,10 +205,28 @@ def prepare(
     if nan == "raise":
         check_finite("queries", q)
         check_finite("candidates", c)
-    if direction == "candidate_to_query":
-        q, c, source = c, q, source.transposed()
     dims, weights = check_dims(matryoshka_dims, matryoshka_weights, q.shape[1])
     check_product(product, backend, q.dtype, len(dims))
+    workspace = check_workspace(workspace_mb)
+    shards: Shards | None = None
+    if isinstance(group, Handshake):
+        sources = source, query_levels, candidate_levels
+        shards, whole = group.agree(q, c, memory, sources, transport)
+        found = iter(whole)
+        source = level_shards.over_ranks(source, shards, found, q.device)
+        if query_levels is not None:
+            of_queries = shards.of_queries()
+            query_levels = level_shards.over_ranks(query_levels, of_queries, found, q.device)
+        if candidate_levels is not None:
+            candidate_levels = level_shards.over_ranks(candidate_levels, shards, found, q.device)
+        scale = replicated(scale, shards)
+        factors = None if factors is None else replicated(factors, shards)
+    if direction == "candidate_to_query":
+        q, c = c, q
+        if shards is None:
+            source = source.transposed()
+        else:
+            source, shards = level_shards.transposed(source, shards), shards.swapped()
     batch = Batch(
         q,
         c,
@@ -186,8 +236,9 @@ def prepare(
         factors,
         memory=memory,
         dims=dims,
-        workspace_mb=check_workspace(workspace_mb),
+        workspace_mb=workspace,
         product=product,
+        shards=shards,
     )
     batch = resolve_ceilings(batch, backend, columns=direction in ("symmetric", "joint"))
     joint = (
@@ -239,7 +290,8 @@ def level_numbers(
     positive: bool = False,
 ) -> Tensor:
     """Numbers for levels, `[size]`, dtype and device of the scale; of a tensor differentiable."""
-    return _numbers(name, values, count, size, problem.batch.scale, positive=positive)
+    numbers = _numbers(name, values, count, size, problem.batch.scale, positive=positive)
+    return replicated(numbers, problem.shards)
 
 
 def _numbers(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from .. import heads
+from ..distributed.handshake import on_every_rank
+from ..distributed.sums import replicated
 from ..levels import LevelSource
 from ..validation import check_choice, check_number
 from .evaluate import evaluate
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@on_every_rank
 def pairwise_ranking_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -66,9 +69,12 @@ def pairwise_ranking_loss(
     if scope == "batch":
         reject_reduction('scope="batch"', options)
     problem = prepare(queries, candidates, levels, **options)
+    if isinstance(margin, Tensor):
+        margin = replicated(margin, problem.shards)
     return evaluate(problem, lambda channels: heads.pairwise_ranking(channels[0], margin, scope))
 
 
+@on_every_rank
 def cosent_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -108,6 +114,7 @@ def _gains(gains: Sequence[float] | Tensor | None, problem: Problem) -> Tensor |
     return level_numbers("gains", gains, "L", problem.batch.levels.max_level, problem)
 
 
+@on_every_rank
 def list_net_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -144,6 +151,7 @@ def list_net_loss(
     return evaluate(problem, lambda channels: heads.list_net(channels[0]), full=False)
 
 
+@on_every_rank
 def softmax_ranking_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -182,6 +190,7 @@ def softmax_ranking_loss(
     return evaluate(problem, lambda channels: heads.softmax_ranking(channels[0], given), full=False)
 
 
+@on_every_rank
 def unique_softmax_loss(
     queries: Tensor,
     candidates: Tensor,

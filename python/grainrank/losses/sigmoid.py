@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from ..autograd import sigmoid_loss_sum
+from ..distributed.handshake import on_every_rank
+from ..distributed.sums import over_ranks, replicated
 from ..levels import LevelSource
 from ..validation import check_scalar
 from .module import LossModule
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@on_every_rank
 def siglip_loss(
     queries: Tensor,
     candidates: Tensor,
@@ -70,7 +73,7 @@ def siglip_loss(
     batch, size = problem.batch, problem.batch.levels.max_level + 1
     given = [1.0] * size if level_weights is None else level_weights
     weights = level_numbers("level_weights", given, "L + 1", size, problem).detach()
-    bias = check_scalar("logit_bias", logit_bias, batch.scale)
+    bias = replicated(check_scalar("logit_bias", logit_bias, batch.scale), batch.shards)
     losses = []
     for p, (width, weight) in enumerate(zip(batch.prefixes, problem.dim_weights, strict=True)):
         memory = None if batch.memory is None else batch.memory[:, :width]
@@ -82,8 +85,10 @@ def siglip_loss(
             dims=(),
         )
         losses.append(weight * sigmoid_loss_sum(prefix, problem.backend, bias, weights))
-    loss = torch.stack(losses).sum()
-    return loss / batch.queries.shape[0] if problem.reduction == "mean" else loss
+    shards = batch.shards
+    loss = over_ranks(torch.stack(losses).sum(), shards).to(batch.dtype)
+    rows = batch.queries.shape[0] if shards is None else sum(shards.rows)
+    return loss / rows if problem.reduction == "mean" else loss
 
 
 class SigLIPLoss(LossModule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,12 +11,20 @@ from torch import Tensor
 from ..autograd import level_tables
 from ..backends import Backend
 from ..batch import Product
+from ..distributed.handshake import on_every_rank
+from ..distributed.shards import Transport
+from ..distributed.sums import replicated
 from ..levels import LevelSource
 from ..statistics import LevelStatistics, statistics_of
 from ..validation import check_choice, check_scalar
 from .options import Direction, level_numbers, prepare
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
 
+
+@on_every_rank
 def level_statistics(
     queries: Tensor,
     candidates: Tensor,
@@ -33,6 +41,8 @@ def level_statistics(
     backend: Backend = "auto",
     product: Product = "auto",
     workspace_mb: float | None = None,
+    group: ProcessGroup | DeviceMesh | None = None,
+    transport: Transport = "gather",
 ) -> Any:
     """The tables from which a graded loss is made, differentiable, without the N x M matrix.
 
@@ -58,6 +68,10 @@ def level_statistics(
         memory: further candidates `[Q, D]` without gradient, see `SharedOptions`.
         backend: `"auto"`, `"triton"`, `"cpu"` or `"reference"`.
         product: `"auto"`, `"fused"` or `"vendor"`, see `SharedOptions`.
+        group: the ranks whose candidates the queries are compared with, see `SharedOptions`. The
+            tables are those of this rank's rows; their gradients are those of the sum of what all
+            ranks do with them. Candidates are numbered as in the whole batch.
+        transport: `"gather"` or `"ring"`, see `SharedOptions`.
         workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 1024 rows where these
             need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
 
@@ -90,7 +104,7 @@ def level_statistics(
     problem = prepare(
         queries, candidates, levels, temperature=temperature, logit_scale=logit_scale,
         direction=direction, normalize=normalize, memory=memory, backend=backend,
-        product=product, workspace_mb=workspace_mb,
+        product=product, workspace_mb=workspace_mb, group=group, transport=transport,
     )  # fmt: skip
     batch = problem.batch
     if level_scales is not None:
@@ -102,7 +116,7 @@ def level_statistics(
     )
     of_rows, *of_columns = (statistics_of(t, 0) for t in (rows, columns) if t is not None)
     if logit_bias is not None:
-        bias = check_scalar("logit_bias", logit_bias, batch.scale)
+        bias = replicated(check_scalar("logit_bias", logit_bias, batch.scale), batch.shards)
         of_rows, *of_columns = (_shifted(t, bias) for t in (of_rows, *of_columns))
     return (of_rows, *of_columns) if both else of_rows
 
