@@ -125,7 +125,7 @@ def counting() -> Iterator[Count]:
             (row_blocks, "product_", _multiplied(count)),
             (block_gradients, "product_", _multiplied(count)),
             (backends, "_triton_error", lambda device: None),
-            (ops, "_plain", lambda queries: torch.no_grad()),
+            (ops, "plain", lambda queries: torch.no_grad()),
             *((ops, name, function) for name, function in called.items()),
         ):
             patches.enter_context(mock.patch.object(owner, name, value))

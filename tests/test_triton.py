@@ -148,14 +148,14 @@ class Waits(TorchDispatchMode):
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What is waited for while nothing is launched: in the loss, and in the operators."""
     monkeypatch.setattr(triton_launch, "run", lambda *args, **constants: None)
-    mode, plain = Waits(), ops._plain
+    mode, plain = Waits(), ops.plain
 
     @contextlib.contextmanager
     def watched(queries: torch.Tensor) -> Iterator[None]:
         with plain(queries), mode:
             yield
 
-    monkeypatch.setattr(ops, "_plain", watched)
+    monkeypatch.setattr(ops, "plain", watched)
     with mode:
         yield mode.found
 

@@ -77,16 +77,17 @@ class Gathered:
         self._levels = _GatheredLevels(batch)
         self._memory: Tensor | None = None
         self._of_memory: Arrival | None = None
-        if batch.memory is not None and sum(shards.memory) > 0:
-            self._memory, self._of_memory = collectives.start_gather(
-                batch.memory, shards.memory, rank, group
-            )
         key = shards.side, batch.candidates.shape[1]
         if key not in shards.kept:
-            shards.kept[key] = collectives.start_gather(
-                batch.candidates.detach(), shards.columns, rank, group
-            )
-        self._candidates, self._arrival = shards.kept[key]
+            own = (batch.memory, shards.memory), (batch.candidates, shards.columns)
+            shards.kept[key] = [
+                collectives.start_gather(x.detach(), sizes, rank, group)
+                for x, sizes in own
+                if x is not None and sum(sizes) > 0
+            ]
+        *of_memory, (self._candidates, self._arrival) = shards.kept[key]
+        if of_memory:
+            self._memory, self._of_memory = of_memory[0]
 
     def _wait(self) -> None:
         self._arrival.wait()

@@ -23,7 +23,11 @@ _ROWS = len(TableSet._fields)
 
 
 def _differentiable(batch: Batch) -> _Tensors:
-    return batch.queries, batch.candidates, batch.scale, batch.factors
+    given = batch.queries, batch.candidates, batch.scale, batch.factors
+    if torch.is_grad_enabled():
+        return given
+    # A function asks whether a gradient is needed without looking at the mode.
+    return tuple(None if x is None else x.detach() for x in given)
 
 
 def _with(batch: Batch, inputs: Sequence[Any]) -> Batch:
@@ -33,7 +37,8 @@ def _with(batch: Batch, inputs: Sequence[Any]) -> Batch:
 
 def _detached(batch: Batch) -> Batch:
     """For the context, which saves the inputs themselves."""
-    return _with(batch, [None if x is None else x.detach() for x in _differentiable(batch)])
+    with torch.no_grad():
+        return _with(batch, _differentiable(batch))
 
 
 def _returned(gradients: Sequence[Tensor], like: _Tensors, needs: Needs) -> list[Tensor | None]:
@@ -191,6 +196,7 @@ def multi_level_nce_sum(
 
 def sigmoid_loss_sum(batch: Batch, backend: str, bias: Tensor, level_weights: Tensor) -> Tensor:
     """`autograd.sigmoid_loss_sum` over the ranks of the batch."""
+    bias = bias if torch.is_grad_enabled() else bias.detach()
     return _SigmoidLoss.apply(  # type: ignore[no-any-return,no-untyped-call]
         batch, backend, level_weights, bias, *_differentiable(batch)
     )

@@ -156,8 +156,16 @@ def _rows(tables: TableSet | TableGradientSet, rows: slice) -> list[Tensor | Non
 def _of_all_columns(
     tables: TableSet, d_tables: TableGradientSet, shards: Shards
 ) -> tuple[TableSet, TableGradientSet]:
-    """The own columns' tables to everybody, with rows numbered as the own ones."""
-    given = (*tables[: len(COLUMN_TABLES)], *d_tables)
+    """The own columns' tables to everybody, with rows numbered as the own ones; those that the
+    gradients need.
+    """
+    needed = {
+        "lse": tables.lse,
+        "neg_lse": tables.neg_lse if d_tables.neg_lse is not None else None,
+        "highest_at": tables.highest_at if d_tables.highest is not None else None,
+        "lowest_at": tables.lowest_at if d_tables.lowest is not None else None,
+    }
+    given = (*(needed.get(name) for name in COLUMN_TABLES), *d_tables)
     fields = [x.transpose(0, 1) for x in given if x is not None]
     own = shards.columns[shards.rank]
     everyone = collectives.gather(

@@ -63,7 +63,7 @@ def evaluate_nce(
         batch, problem.backend, by_view, positives, negatives
     )
     channels = [statistics_of(tables, v) for v in range(batch.views - batch.channels, batch.views)]
-    return _reduced(problem, loss[None], channels[0].count), channels
+    return _over_all_rows(problem, loss, channels[0].count), channels
 
 
 def _combined(problem: Problem, sides: list[list[Channels]], head: Head) -> Tensor:
@@ -76,22 +76,22 @@ def _combined(problem: Problem, sides: list[list[Channels]], head: Head) -> Tens
             parts = [head([gathered_rows(t, shards) for t in channels]) for channels in prefixes]
         weighted = [w * part for w, part in zip(problem.dim_weights, parts, strict=True)]
         of_side = torch.stack(weighted).sum(dim=0)
-        losses.append(_reduced(problem, of_side, prefixes[0][0].count))
+        if of_side.dim() > 0 and problem.reduction != "none":
+            of_side = _over_all_rows(problem, of_side.sum(), prefixes[0][0].count)
+        losses.append(of_side)
     return torch.stack(losses).mean(dim=0)
 
 
-def _reduced(problem: Problem, losses: Tensor, count: Tensor) -> Tensor:
-    """By the reduction, over the rows of all ranks; a head's single number stays."""
-    if losses.dim() == 0 or problem.reduction == "none":
-        return losses
+def _over_all_rows(problem: Problem, total: Tensor, count: Tensor) -> Tensor:
+    """The sum of the own rows' losses as the sum, or the mean, over the rows of all ranks."""
     if problem.reduction == "sum":
-        return over_ranks(losses.sum(), problem.shards).to(losses.dtype)
+        return over_ranks(total, problem.shards).to(total.dtype)
     rows = rows_with_positive(count)
     if problem.shards is None:
-        return losses.sum() / rows.clamp_min(1)
-    sums = over_ranks(torch.stack([losses.sum().double(), rows.double()]), problem.shards)
+        return total / rows.clamp_min(1)
+    sums = over_ranks(torch.stack([total.double(), rows.double()]), problem.shards)
     loss: Tensor = sums[0] / sums[1].detach().clamp_min(1)
-    return loss.to(losses.dtype)
+    return loss.to(total.dtype)
 
 
 def _sides(problem: Problem, full: bool, softplus: str) -> list[list[Channels]]:
