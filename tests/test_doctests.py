@@ -19,7 +19,11 @@ MODULES = [
     if name.startswith("grainrank.") and not re.search(r"_native|__main__|kernels|tests", name)
 ]
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "losses.md"]  # with code that runs on a CPU
+DOCUMENTS = [  # with code that runs on a CPU
+    ROOT / "README.md",
+    ROOT / "docs" / "losses.md",
+    ROOT / "docs" / "distributed.md",
+]
 
 
 @pytest.mark.parametrize("name", ["grainrank", *MODULES])

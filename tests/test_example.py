@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,3 +18,28 @@ def test_two_tower(capsys: pytest.CaptureFixture[str]) -> None:
     losses = train(steps=30, batch=128)
     assert losses[-1] < 0.5 * losses[0]
     assert "mean similarity by level 0" in capsys.readouterr().out
+
+
+def _train_distributed(*arguments: str, processes: int = 0) -> str:
+    start = [sys.executable]
+    if processes > 0:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*start, str(EXAMPLES / "train_distributed.py"), "--steps=12", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_train_distributed(tmp_path: Path) -> None:
+    """The same losses on another number of processes, also after a restart from a checkpoint."""
+    alone = _train_distributed().partition("loss")[2]
+    before, after = map(float, alone.split(" -> "))
+    assert after < before
+    checkpoint = f"--checkpoint={tmp_path / 'model.pt'}"
+    _train_distributed(checkpoint, "--steps=5", processes=2)
+    together = _train_distributed(checkpoint, "--transport=ring", processes=3)
+    assert together.startswith("processes: 3")
+    assert list(map(float, together.partition("loss")[2].split(" -> "))) == pytest.approx(
+        [before, after], abs=2e-5
+    )
