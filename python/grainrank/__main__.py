@@ -11,6 +11,7 @@ from ._version import __version__
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns its exit code."""
+    from .check.main import add_parser as add_check
     from .demo.main import add_parser as add_demo
 
     parser = argparse.ArgumentParser(
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"grainrank {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_demo(commands)
+    add_check(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,7 +42,7 @@ class Data:
 
 def _slices(sizes: tuple[int, ...]) -> list[slice]:
     ends = torch.tensor((0, *sizes)).cumsum(0).tolist()
-    return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(a, b) for a, b in itertools.pairwise(ends)]
 
 
 def slices(layout: str, world: int) -> tuple[list[slice], list[slice], list[slice]]:

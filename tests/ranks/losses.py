@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-
 from ranks.batches import part_of, slices, whole_batch
 from ranks.cases import CASES, Leaves, leaves, weights
+from torch import Tensor
 
-Run = tuple[str, str, str, int, torch.dtype]  # case, layout, transport, seed, dtype
 Results = dict[str, Tensor]
+
+
+class Run(NamedTuple):
+    """A case for one draw of the inputs."""
+
+    case: str
+    layout: str
+    transport: str
+    seed: int
+    dtype: torch.dtype = torch.float32
+    backend: str = "auto"
 
 
 def _gradients(x: Leaves) -> Results:
@@ -30,12 +39,12 @@ def _gradients(x: Leaves) -> Results:
 def on_rank(rank: int, world: int, runs: list[Run]) -> list[Results]:
     """A rank's results."""
     results = []
-    for name, layout, transport, seed, dtype in runs:
+    for name, layout, transport, seed, dtype, backend in runs:
         case = CASES[name]
         whole = whole_batch(layout, world, dtype, seed, case.block)
         part = part_of(whole, layout, world, rank)
         x = leaves(part)
-        where = {"group": dist.group.WORLD, "transport": transport}
+        where = {"group": dist.group.WORLD, "transport": transport, "backend": backend}
         loss = case.step(x, part, where)
         rows = slices(layout, world)[0][rank]
         if loss.dim() > 0:
@@ -48,7 +57,7 @@ def on_rank(rank: int, world: int, runs: list[Run]) -> list[Results]:
 
 def on_one_process(run: Run, world: int, backend: str, dtype: torch.dtype) -> Results:
     """The whole batch, in `dtype` from values that the run's dtype holds."""
-    name, layout, _, seed, given = run
+    name, layout, _, seed, given, _ = run
     case = CASES[name]
     whole = whole_batch(layout, world, given, seed, case.block)
     order = torch.arange(len(whole.candidates))
@@ -83,7 +92,7 @@ def pairs_first(layout: str, world: int) -> Tensor:
 
 def together(run: Run, world: int, ranks: list[Results]) -> Results:
     """The ranks' results as one process has them."""
-    local = CASES[run[0]].local
+    local = CASES[run.case].local
     losses = [of_rank["loss"] for of_rank in ranks]
     found: Results = {}
     if losses[0].dim() > 0:

@@ -28,6 +28,8 @@ def _start(
 ) -> None:
     warnings.simplefilter("error")
     torch.set_num_threads(1)
+    # Memory that nobody wrote reads as NaN.
+    torch.use_deterministic_algorithms(True)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world, timeout=timeout)
     try:

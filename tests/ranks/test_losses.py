@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import losses, processes
+from ranks.cases import CASES
+from ranks.losses import Run
 
 from grainrank.testing import Draw, assert_accurate
-
-from ranks import losses, processes
-from ranks.batches import LAYOUTS
-from ranks.cases import CASES
 
 DRAWS = 8  # a scalar of the reference is sometimes luckily exact
 #: Every case on 3 processes, unevenly; on 2 and 4, evenly, one for each path through the code.
@@ -22,20 +21,29 @@ PATHS = (
 )  # fmt: skip
 
 
-def _runs(world: int) -> dict[str, list[losses.Run]]:
-    runs: dict[str, list[losses.Run]] = {}
+def _runs(world: int) -> dict[str, list[Run]]:
+    runs: dict[str, list[Run]] = {}
     for name in CASES if world == 3 else PATHS:
         for layout in ("uneven", "empty") if world == 3 else ("even",):
             for transport in ("gather", "ring"):
                 key = f"{name}-W{world}-{layout}-{transport}"
-                runs[key] = [
-                    (name, layout, transport, seed, torch.float32) for seed in range(DRAWS)
-                ]
-    for dtype, short in ((torch.bfloat16, "bf16"), (torch.float64, "fp64")):
-        for name in ("multi-level", "multi-level-symmetric") if world == 3 else ():
+                runs[key] = [Run(name, layout, transport, seed) for seed in range(DRAWS)]
+    if world != 3:
+        return runs
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+    for name in ("multi-level", "multi-level-symmetric"):
+        for short, dtype in dtypes.items():
             runs[f"{name}-W3-uneven-gather-{short}"] = [
-                (name, "uneven", "gather", seed, dtype) for seed in range(DRAWS)
+                Run(name, "uneven", "gather", seed, dtype) for seed in range(DRAWS)
             ]
+    for name in (*PATHS, "matryoshka-symmetric"):
+        runs[f"{name}-W3-empty-gather-reference"] = [
+            Run(name, "empty", "gather", seed, backend="reference") for seed in range(DRAWS)
+        ]
+    for name in ("multi-level", "siglip"):
+        runs[f"{name}-W3-uneven-gather-triton"] = [
+            Run(name, "uneven", "gather", seed, backend="triton") for seed in range(DRAWS)
+        ]
     return runs
 
 
@@ -48,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def _results(world: int, folder: Path) -> dict[losses.Run, list[losses.Results]]:
+def _results(world: int, folder: Path) -> dict[Run, list[losses.Results]]:
     runs = [run for runs in _runs(world).values() for run in runs]
     of_ranks = processes.run(world, losses.on_rank, folder / str(world), runs)
     return dict(zip(runs, zip(*of_ranks, strict=True), strict=True))  # type: ignore[arg-type]
@@ -60,13 +68,12 @@ def test_equals_one_process(key: str, folder: Path) -> None:
     draws: dict[str, list[Draw]] = {}
     for run in runs:
         actual = losses.together(run, world, list(_results(world, folder)[run]))
-        reference = losses.on_one_process(run, world, "reference", run[-1])
+        reference = losses.on_one_process(run, world, "reference", run.dtype)
         truth = losses.on_one_process(run, world, "reference", torch.float64)
         assert actual.keys() == truth.keys()
         for name, value in actual.items():
-            if run[-1] == torch.float64:
-                assert_close = torch.testing.assert_close
-                assert_close(value, truth[name], rtol=1e-10, atol=1e-12)
+            if run.dtype == torch.float64:
+                torch.testing.assert_close(value, truth[name], rtol=1e-10, atol=1e-12)
                 continue
             draw = Draw(value, reference[name], truth[name])
             draws.setdefault(name, []).append(draw)

@@ -189,7 +189,13 @@ def on_every_rank(function: Callable[P, T]) -> Callable[P, T]:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _together(function: Callable[..., T], args: tuple[Any, ...], options: dict[str, Any]) -> T:
-    args, options = dtensors.to_local(function, args, options)
+    given = resolve_group(options.get("group"))
+    try:
+        args, options = dtensors.to_local(function, args, options)
+    except Exception as error:
+        if given is not None:
+            Handshake(given, function.__name__, {}).fail(error)
+        raise
     group = resolve_group(options.pop("group", None))
     if group is None:
         return function(*args, **options)

@@ -71,7 +71,7 @@ def level_statistics(
         group: the ranks whose candidates the queries are compared with, see `SharedOptions`. The
             tables are those of this rank's rows; their gradients are those of the sum of what all
             ranks do with them. Candidates are numbered as in the whole batch.
-        transport: `"gather"` or `"ring"`, see `SharedOptions`.
+        transport: `"gather"` (default) or `"ring"`, see `SharedOptions`.
         workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 1024 rows where these
             need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
 

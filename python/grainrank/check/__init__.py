@@ -1,0 +1,1 @@
+"""The self-test: does a loss, on this machine and over these ranks, have the right gradients?"""

@@ -1,0 +1,117 @@
+"""What `return_stats` reports, and in which order a rank computes and waits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import processes
+from ranks.batches import Data, part_of, slices, whole_batch
+from torch import Tensor
+
+from grainrank import GrainKeys, LossStatistics, multi_level_ranking_loss, row_blocks
+from grainrank.distributed import shards
+from grainrank.distributed.collectives import Scatter
+
+WORLD, LAYOUT = 3, "empty"
+EVEN_COLUMNS = 6
+
+
+def _loss(data: Data, **options: Any) -> Any:
+    levels = GrainKeys(data.query_keys, data.candidate_keys)
+    q, c = (x.clone().requires_grad_() for x in (data.queries, data.candidates))
+    return multi_level_ranking_loss(q, c, levels, temperature=0.2, **options)
+
+
+def _statistics(group: Any, data: Data) -> dict[str, LossStatistics]:
+    return {
+        direction: _loss(data, direction=direction, return_stats=True, group=group)[1]
+        for direction in ("query_to_candidate", "candidate_to_query", "symmetric")
+    }
+
+
+@contextlib.contextmanager
+def _logged(log: list[str]) -> Iterator[None]:
+    """Products with their columns, the others' arrival, and gradients that leave."""
+    product, wait, start = row_blocks.product_, shards.Arrival.wait, Scatter.start
+
+    def logged_product(out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
+        log.append(f"product of {b.shape[1]} columns")
+        product(out, a, b, add)
+
+    def logged_wait(self: Any) -> None:
+        log.append("wait")
+        wait(self)
+
+    def logged_start(self: Any) -> None:
+        log.append("gradients leave")
+        start(self)
+
+    with (
+        mock.patch.object(row_blocks, "product_", logged_product),
+        mock.patch.object(shards.Arrival, "wait", logged_wait),
+        mock.patch.object(Scatter, "start", logged_start),
+    ):
+        yield
+
+
+def _order(direction: str, data: Data) -> dict[str, list[str]]:
+    logs: dict[str, list[str]] = {"forward": [], "backward": []}
+    with _logged(logs["forward"]):
+        loss = _loss(data, direction=direction, group=dist.group.WORLD)
+    with _logged(logs["backward"]):
+        loss.backward()
+    # Keys are waited for at once.
+    log = logs["forward"]
+    logs["forward"] = log[next(i for i, entry in enumerate(log) if "product" in entry) :]
+    return logs
+
+
+def on_rank(rank: int, world: int) -> dict[str, Any]:
+    whole = whole_batch(LAYOUT, world, torch.float64, 0, block=False)
+    part = part_of(whole, LAYOUT, world, rank)
+    even = part_of(whole_batch("even", world, torch.float32, 0, False), "even", world, rank)
+    return {
+        "statistics": _statistics(dist.group.WORLD, part),
+        "one direction": _order("query_to_candidate", even),
+        "symmetric": _order("symmetric", even),
+    }
+
+
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return processes.run(WORLD, on_rank, tmp_path_factory.mktemp("ranks"))
+
+
+def test_statistics_are_those_of_the_whole_batch(of_ranks: list[dict[str, Any]]) -> None:
+    whole = whole_batch(LAYOUT, WORLD, torch.float64, 0, block=False)
+    expected = _statistics(None, whole)
+    for of_rank in of_ranks:
+        for direction, statistics in of_rank["statistics"].items():
+            for a, b in zip(statistics, expected[direction], strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_the_own_columns_come_before_the_others_arrive(of_ranks: list[dict[str, Any]]) -> None:
+    assert slices("even", WORLD)[1][0].stop == EVEN_COLUMNS
+    for of_rank in of_ranks:
+        for name in ("one direction", "symmetric"):
+            forward = of_rank[name]["forward"]
+            assert forward[:2] == [f"product of {EVEN_COLUMNS} columns", "wait"]
+            assert any("product" in entry for entry in forward[2:])
+
+
+def test_gradients_travel_while_the_own_ones_are_computed(of_ranks: list[dict[str, Any]]) -> None:
+    """Of one direction they are ready when the forward ends, and travel until the backward."""
+    for of_rank in of_ranks:
+        one = of_rank["one direction"]
+        assert "gradients leave" in one["forward"]
+        assert not any("product" in entry or "leave" in entry for entry in one["backward"])
+        backward = of_rank["symmetric"]["backward"]
+        after = backward[backward.index("gradients leave") :]
+        assert f"product of {EVEN_COLUMNS} columns" in after
