@@ -61,7 +61,7 @@ NARROW = [setting._replace(features=FEW) for setting in SETTINGS]
 
 
 def bytes_sent(setting: Setting, world: int) -> dict[str, int]:
-    """What a rank sends in a step, by purpose; N = M on every rank, L = K, a learned temperature."""
+    """What a rank sends in a step, by purpose; N = M everywhere, L = K, a learned temperature."""
     n, others = setting.rows, world - 1
     both, ring = setting.direction == "symmetric", setting.transport == "ring"
     candidates = n * setting.features * DTYPES[setting.dtype].itemsize

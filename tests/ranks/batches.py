@@ -37,7 +37,8 @@ class Data:
     candidate_reference: Tensor  # [M, E]
     thresholds: Tensor  # [N, 2]
     levels: Tensor  # [N, M], of the own columns
-    all_levels: Tensor  # [N, columns of all ranks]
+    all_levels: Tensor  # [N, candidates of all ranks]
+    all_keys: Tensor  # [columns of all ranks, K], candidates, then memories
 
 
 def _slices(sizes: tuple[int, ...]) -> list[slice]:
@@ -85,6 +86,7 @@ def whole_batch(layout: str, world: int, dtype: torch.dtype, seed: int, block: b
         torch.rand(n, 2, generator=generator).sort(dim=1).values * 0.8,
         levels,
         levels,
+        inputs.candidate_keys,
     )
 
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ranks.batches import LEVELS, Data
 from torch import Tensor
 
 import grainrank as gr
 from grainrank import DenseLevels, GrainKeys, SimilarityBands, SparseLevels
-
-from ranks.batches import LEVELS, Data
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,31 @@ def _of(
     return step
 
 
-def _with_memory(loss: Callable[..., Tensor], **options: Any) -> Step:
+def _keys_with_memory(data: Data) -> GrainKeys:
+    return GrainKeys(data.query_keys, torch.cat([data.candidate_keys, data.memory_keys]))
+
+
+def _all_with_memory(data: Data) -> SparseLevels:
+    levels = GrainKeys(data.query_keys, data.all_keys)
+    return _sparse(levels.block(0, len(data.query_keys), len(data.all_keys)))
+
+
+def _margin_with_memory(data: Data) -> Any:
+    memory = torch.ones(len(data.memory), data.query_reference.shape[1])
+    reference = data.query_reference, torch.cat([data.candidate_reference, memory])
+    return _all_with_memory(data).false_negative_margin(0.2, reference=reference)
+
+
+def _with_memory(
+    loss: Callable[..., Tensor],
+    levels: Callable[[Data], Any] = _keys_with_memory,
+    **options: Any,
+) -> Step:
     def step(x: Leaves, data: Data, where: dict[str, Any]) -> Tensor:
-        keys = torch.cat([data.candidate_keys, data.memory_keys])
-        levels = GrainKeys(data.query_keys, keys)
         return loss(
             x.queries,
             x.candidates,
-            levels,
+            levels(data),
             logit_scale=x.scale,
             memory=data.memory,
             **options,
@@ -154,11 +170,13 @@ def _head(head: Callable[[Any], Tensor]) -> Step:
     return step
 
 
-def _gist(x: Leaves, data: Data, where: dict[str, Any]) -> Tensor:
-    guide = data.query_reference, data.candidate_reference
-    return gr.gist_embed_loss(
-        x.queries, x.candidates, *guide, _keys(data), margin=0.1, logit_scale=x.scale, **where
-    )
+def _gist(**options: Any) -> Step:
+    def step(x: Leaves, data: Data, where: dict[str, Any]) -> Tensor:
+        guide = data.query_reference, data.candidate_reference
+        given = (x.queries, x.candidates, *guide, _keys(data))
+        return gr.gist_embed_loss(*given, margin=0.1, logit_scale=x.scale, **options, **where)
+
+    return step
 
 
 def _excluded(data: Data) -> Any:
@@ -194,6 +212,8 @@ CASES: dict[str, Case] = {
     "memory": Case(_with_memory(nce)),
     "memory-symmetric": Case(_with_memory(gr.clip_loss)),
     "memory-rows": Case(_with_memory(nce, reduction="none"), local=True),
+    "memory-sparse-all": Case(_with_memory(nce, _all_with_memory)),
+    "memory-margin": Case(_with_memory(nce, _margin_with_memory, direction="symmetric")),
     "exclude": Case(_of(nce, _excluded)),
     "union": Case(_of(nce, lambda data: _excluded(data) | _shared_bands(data))),
     "bands": Case(_of(nce, _bands)),
@@ -219,7 +239,10 @@ CASES: dict[str, Case] = {
     "margin-symmetric": Case(
         _of(nce, lambda data: _keys(data).false_negative_margin(0.1), direction="symmetric")
     ),
-    "gist": Case(_gist),
+    "gist": Case(_gist()),
+    "gist-joint": Case(
+        _gist(direction="joint", joint_blocks=("query_query", "candidate_candidate")), pairs=True
+    ),
     "sup-con": Case(_of(gr.sup_con_loss)),
     "hard-negative": Case(_of(gr.hard_negative_nce_loss)),
     "rince-out": Case(_of(gr.rince_loss, form="out")),

@@ -68,6 +68,7 @@ def on_one_process(run: Run, world: int, backend: str, dtype: torch.dtype) -> Re
         queries=whole.queries.to(dtype),
         candidates=whole.candidates[order].to(dtype),
         candidate_keys=whole.candidate_keys[order],
+        candidate_reference=whole.candidate_reference[order],
         memory=whole.memory.to(dtype),
     )
     x = leaves(whole)

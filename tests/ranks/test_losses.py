@@ -13,37 +13,40 @@ from ranks.losses import Run
 
 from grainrank.testing import Draw, assert_accurate
 
-DRAWS = 8  # a scalar of the reference is sometimes luckily exact
-#: Every case on 3 processes, unevenly; on 2 and 4, evenly, one for each path through the code.
+DRAWS = 8  # in float32: a scalar of the reference is sometimes luckily exact
+#: One case for each path through the code; the other cases are other heads and sources.
 PATHS = (
     "multi-level", "multi-level-symmetric", "multi-level-rows", "joint", "memory-symmetric",
     "siglip", "unique-softmax-symmetric", "hmlc", "margin-symmetric",
 )  # fmt: skip
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _runs(world: int) -> dict[str, list[Run]]:
+    """Every case in float64, on 3 processes and unevenly; and by the rule of accuracy each path."""
     runs: dict[str, list[Run]] = {}
-    for name in CASES if world == 3 else PATHS:
-        for layout in ("uneven", "empty") if world == 3 else ("even",):
-            for transport in ("gather", "ring"):
-                key = f"{name}-W{world}-{layout}-{transport}"
-                runs[key] = [Run(name, layout, transport, seed) for seed in range(DRAWS)]
-    if world != 3:
-        return runs
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-    for name in ("multi-level", "multi-level-symmetric"):
-        for short, dtype in dtypes.items():
-            runs[f"{name}-W3-uneven-gather-{short}"] = [
-                Run(name, "uneven", "gather", seed, dtype) for seed in range(DRAWS)
-            ]
-    for name in (*PATHS, "matryoshka-symmetric"):
-        runs[f"{name}-W3-empty-gather-reference"] = [
-            Run(name, "empty", "gather", seed, backend="reference") for seed in range(DRAWS)
+    uneven = world == 3
+
+    def add(name: str, layout: str, transport: str, dtype: torch.dtype, what: str) -> None:
+        backend = what if what in ("reference", "triton") else "auto"
+        draws = 1 if dtype == torch.float64 else DRAWS
+        runs[f"{name}-W{world}-{layout}-{transport}-{what}"] = [
+            Run(name, layout, transport, seed, dtype, backend) for seed in range(draws)
         ]
-    for name in ("multi-level", "siglip"):
-        runs[f"{name}-W3-uneven-gather-triton"] = [
-            Run(name, "uneven", "gather", seed, backend="triton") for seed in range(DRAWS)
-        ]
+
+    for transport in ("gather", "ring"):
+        for layout in ("uneven", "empty") if uneven else ("even",):
+            for name in CASES if uneven else PATHS:
+                add(name, layout, transport, torch.float64, "fp64")
+        for name in PATHS:
+            add(name, "uneven" if uneven else "even", transport, torch.float32, "fp32")
+    if uneven:
+        for name in (*PATHS, "matryoshka-symmetric"):
+            add(name, "empty", "gather", torch.float64, "reference")
+        for name in ("multi-level", "multi-level-symmetric"):
+            for short, dtype in HALF.items():
+                add(name, "uneven", "gather", dtype, short)
+            add(name, "uneven", "gather", torch.float32, "triton")
     return runs
 
 
@@ -56,18 +59,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @functools.cache
-def _results(world: int, folder: Path) -> dict[Run, list[losses.Results]]:
+def _results(world: int, folder: Path) -> dict[Run, list[losses.Results]] | Exception:
+    """One launch for all runs, also where it fails."""
     runs = [run for runs in _runs(world).values() for run in runs]
-    of_ranks = processes.run(world, losses.on_rank, folder / str(world), runs)
+    try:
+        of_ranks = processes.run(world, losses.on_rank, folder / str(world), runs)
+    except Exception as error:
+        return error
     return dict(zip(runs, zip(*of_ranks, strict=True), strict=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("key", RUNS)
 def test_equals_one_process(key: str, folder: Path) -> None:
     world, runs = RUNS[key]
+    results = _results(world, folder)
+    if isinstance(results, Exception):
+        raise results
     draws: dict[str, list[Draw]] = {}
     for run in runs:
-        actual = losses.together(run, world, list(_results(world, folder)[run]))
+        actual = losses.together(run, world, list(results[run]))
         reference = losses.on_one_process(run, world, "reference", run.dtype)
         truth = losses.on_one_process(run, world, "reference", torch.float64)
         assert actual.keys() == truth.keys()

@@ -1,7 +1,8 @@
 """DTensor arguments: sharded on the batch, or replicated.
 
 A DTensor has the gradient of one loss that all ranks compute together, where a plain tensor has
-that of the sum over the ranks (DDP divides it by W afterwards).
+that of the sum over the ranks (DDP divides it by W afterwards). Losses of single rows and tables
+come as plain tensors of the own rows; the gradient is that of the sum over the ranks, too.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..levels import LevelSource
 
 #: Arguments with one row for each item; all others have the same value on every rank.
-_BATCH = ("queries", "candidates", "guide_queries", "guide_candidates", "memory")
+BATCH = ("queries", "candidates", "guide_queries", "guide_candidates", "memory")
 
 
 def is_dtensor(value: Any) -> bool:
@@ -31,15 +32,23 @@ def is_dtensor(value: Any) -> bool:
     return isinstance(value, DTensor)
 
 
-class _OneLoss(torch.autograd.Function):
+class _Scaled(torch.autograd.Function):
+    """The tensor, with another gradient."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, world: int) -> Tensor:
-        ctx.world = world
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None]:
-        return d / ctx.world, None
+        return d * ctx.factor, None
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    if factor == 1 or not x.requires_grad:
+        return x
+    return _Scaled.apply(x, factor)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def to_local(
@@ -61,18 +70,31 @@ def to_local(
                 f"{name} must be a DTensor, like other arguments of this call, got a plain tensor; "
                 f"pass DTensor.from_local(...), or to_local() of the others"
             )
-    mesh, group = _mesh_and_group(given)
-    local = {name: _local(name, value, mesh) for name, value in given.items()}
+    # Tables, and losses of single rows, are plain tensors of the own rows: not one loss.
+    one_loss = given.get("reduction") != "none" and function.__name__ != "level_statistics"
+    where, group = _where(given, one_loss)
+    local = {name: _local(name, value, where) for name, value in given.items()}
     return (), local | {"group": group}
 
 
-def _mesh_and_group(given: dict[str, Any]) -> tuple[Any, Any]:
-    """The mesh dimension that the batch is spread over, as a number, and its group."""
+class _Where(NamedTuple):
+    """The mesh, the dimension that the batch is spread over, and factors of the gradients: plain
+    embeddings get W times that of one loss, plain numbers the mean of the ranks' parts.
+    """
+
+    mesh: Any
+    dim: int
+    of_rows: float
+    of_numbers: float
+
+
+def _where(given: dict[str, Any], one_loss: bool) -> tuple[_Where, Any]:
+    """And the group."""
     queries = given["queries"]
     mesh = queries.device_mesh
     dims = {
         i
-        for name in _BATCH
+        for name in BATCH
         if is_dtensor(given.get(name))
         for i, placement in enumerate(given[name].placements)
         if placement.is_shard()
@@ -93,10 +115,11 @@ def _mesh_and_group(given: dict[str, Any]) -> tuple[Any, Any]:
 
         if resolve_group(other) not in (own, None):
             raise ValueError("group must be that of the mesh of queries, got another; leave it out")
-    return (mesh, dim), own
+    world = mesh.size(dim)
+    return _Where(mesh, dim, *((1 / world, 1) if one_loss else (1, world))), own
 
 
-def _local(name: str, value: Any, where: Any) -> Any:
+def _local(name: str, value: Any, where: _Where) -> Any:
     if isinstance(value, LevelSource):
 
         def part(x: Tensor) -> Tensor:
@@ -108,20 +131,20 @@ def _local(name: str, value: Any, where: Any) -> Any:
         return columns(columns(value.transposed()).transposed())
     if not is_dtensor(value):
         return value
-    if name in _BATCH:
+    if name in BATCH:
         return _rows(name, value, where)
     if not all(placement.is_replicate() for placement in value.placements):
         raise ValueError(
             f"{name} must be replicated, got placements {tuple(value.placements)}; redistribute it"
         )
-    return value.to_local()
+    return _scaled(value.to_local(), where.of_numbers)
 
 
-def _rows(name: str, x: Any, where: Any) -> Tensor:
+def _rows(name: str, x: Any, where: _Where) -> Tensor:
     """This rank's rows. Of a replicated DTensor every rank takes a part."""
     from torch.distributed.tensor import Replicate, Shard
 
-    mesh, dim = where
+    mesh, dim = where.mesh, where.dim
     if x.device_mesh != mesh:
         raise ValueError(f"{name} must be on the mesh of queries, {mesh}, got {x.device_mesh}")
     target = [Shard(0) if i == dim else Replicate() for i in range(mesh.ndim)]
@@ -131,6 +154,4 @@ def _rows(name: str, x: Any, where: Any) -> Tensor:
                 f"{name} must be sharded on the batch, Shard(0), or replicated, got {placement} "
                 f"along dimension {i} of the mesh; redistribute it"
             )
-    local = x.redistribute(mesh, target).to_local()
-    world = mesh.size(dim)
-    return _OneLoss.apply(local, world) if local.requires_grad else local  # type: ignore[no-any-return,no-untyped-call]
+    return _scaled(x.redistribute(mesh, target).to_local(), where.of_rows)

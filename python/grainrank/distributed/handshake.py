@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _MATRICES = 24  # of the levels, and those of the sides of "joint"
 _SOURCES = ("levels", "query_levels", "candidate_levels")
-_NOT_COMPARED = ("group", "backend", "product", "workspace_mb", "memory", "levels")
+#: Of a rank's own, or compared in another way.
+_NOT_COMPARED = (*dtensors.BATCH, *_SOURCES, "group", "backend", "product", "workspace_mb")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -58,13 +59,13 @@ class Handshake:
         Raises:
             ValueError: anything that differs between the ranks, or an error on another rank.
         """
-        grad = torch.is_grad_enabled()
         self._description |= {
+            "torch.is_grad_enabled()": str(torch.is_grad_enabled()),
             "D, the features,": str(queries.shape[1]),
             "the dtype": str(queries.dtype),
             "the device": queries.device.type,
-            "requires_grad of queries": str(grad and queries.requires_grad),
-            "requires_grad of candidates": str(grad and candidates.requires_grad),
+            "requires_grad of queries": str(queries.requires_grad),
+            "requires_grad of candidates": str(candidates.requires_grad),
             "the dtype of memory": "None" if memory is None else str(memory.dtype),
         }
         for name, source in zip(_SOURCES, sources, strict=True):
@@ -100,14 +101,17 @@ class Handshake:
             for _ in matrices(source):
                 columns = [of_rank[len(whole)] for of_rank in given]
                 everywhere = any(a != b for a, b in zip(columns, own, strict=True))
-                expected = [sum(own)] * self.world if everywhere else own
-                for k, (a, b) in enumerate(zip(columns, expected, strict=True)):
-                    if a != b:
-                        raise ValueError(
-                            f"a matrix of levels must have the columns of its rank, {own[k]} on "
-                            f"rank {k}, or on every rank those of all ranks, {sum(own)}, "
-                            f"got {a} on rank {k}"
-                        )
+                ranks = range(self.world)
+                odd = [k for k in ranks if columns[k] not in (own[k], sum(own))]
+                if not odd and everywhere:
+                    odd = [k for k in ranks if columns[k] != sum(own)]
+                if odd:
+                    k = odd[0]
+                    raise ValueError(
+                        f"a matrix of levels must have the columns of its rank, {own[k]} on rank "
+                        f"{k}, or on every rank those of all ranks, {sum(own)}, got {columns[k]} "
+                        f"on rank {k}, and on all ranks {columns}"
+                    )
                 whole.append(everywhere)
         return whole
 
@@ -187,7 +191,8 @@ def on_every_rank(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+# `torch.compiler.disable`, but that imports Dynamo at once.
+@getattr(torch, "_disable_dynamo", torch.compiler.disable)  # type: ignore[untyped-decorator]
 def _together(function: Callable[..., T], args: tuple[Any, ...], options: dict[str, Any]) -> T:
     given = resolve_group(options.get("group"))
     try:

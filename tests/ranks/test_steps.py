@@ -1,8 +1,9 @@
-"""What `return_stats` reports, and in which order a rank computes and waits."""
+"""What `return_stats` reports, in which order a rank computes and waits, and torch.compile."""
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import processes
-from ranks.batches import Data, part_of, slices, whole_batch
+from ranks.batches import D, Data, part_of, slices, whole_batch
 from torch import Tensor
 
 from grainrank import GrainKeys, LossStatistics, multi_level_ranking_loss, row_blocks
@@ -72,6 +73,29 @@ def _order(direction: str, data: Data) -> dict[str, list[str]]:
     return logs
 
 
+def _compiled(data: Data) -> list[Tensor]:
+    """A step whose encoders are compiled with the loss in between; and the same without."""
+    weight = torch.randn(D, 5, generator=torch.Generator().manual_seed(0))
+
+    def step(q: Tensor, c: Tensor, w: Tensor) -> Tensor:
+        levels = GrainKeys(data.query_keys, data.candidate_keys)
+        loss: Tensor = multi_level_ranking_loss(
+            q @ w, c @ w, levels, temperature=0.2, group=dist.group.WORLD
+        )
+        return 2 * loss
+
+    # Dynamo (torch 2.13) looks at it itself, where a graph ends.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    found = []
+    for function in (step, torch.compile(step, backend="aot_eager")):
+        w = weight.to(data.queries.dtype).requires_grad_()
+        loss = function(data.queries, data.candidates, w)
+        loss.backward()
+        assert w.grad is not None
+        found += [loss.detach(), w.grad]
+    return found
+
+
 def on_rank(rank: int, world: int) -> dict[str, Any]:
     whole = whole_batch(LAYOUT, world, torch.float64, 0, block=False)
     part = part_of(whole, LAYOUT, world, rank)
@@ -80,6 +104,7 @@ def on_rank(rank: int, world: int) -> dict[str, Any]:
         "statistics": _statistics(dist.group.WORLD, part),
         "one direction": _order("query_to_candidate", even),
         "symmetric": _order("symmetric", even),
+        "compiled": _compiled(even),
     }
 
 
@@ -115,3 +140,10 @@ def test_gradients_travel_while_the_own_ones_are_computed(of_ranks: list[dict[st
         backward = of_rank["symmetric"]["backward"]
         after = backward[backward.index("gradients leave") :]
         assert f"product of {EVEN_COLUMNS} columns" in after
+
+
+def test_the_graph_ends_before_the_loss(of_ranks: list[dict[str, Any]]) -> None:
+    for of_rank in of_ranks:
+        loss, d_weight, compiled_loss, compiled_d_weight = of_rank["compiled"]
+        torch.testing.assert_close(compiled_loss, loss)
+        torch.testing.assert_close(compiled_d_weight, d_weight)
