@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def _newest(new: str, old: str) -> Callable[..., Any]:
-    """A collective by its name since torch 2.12, or before."""
+    """A collective by its newer name, where torch has it: the old one warns there."""
     function: Callable[..., Any] = getattr(dist, new, None) or getattr(dist, old)
     return function
 

@@ -150,12 +150,10 @@ class GatheredGradients:
         if span.ranks == self._shards.own:
             self._own = d_candidates
         else:
-            target = self._scatter.sums[span.candidates]
-            if target.data_ptr() != d_candidates.data_ptr():
-                target.copy_(d_candidates)
+            _put(self._scatter.sums[span.candidates], d_candidates)
             self._left -= len(span.ranks)
         if self._left == 0:
-            self._left = -1
+            self._left = -1  # once
             self._scatter.sums[Span(self._shards, self._shards.own).candidates] = 0.0
             self._scatter.start()
 
@@ -163,18 +161,21 @@ class GatheredGradients:
         """Where the gradient of all columns is to be written."""
         return self._scatter.sums
 
-    def start(self, d_candidates: Tensor | None) -> None:
-        """The gradients of all columns at once; None: zeros."""
-        if d_candidates is None:
-            self._scatter.sums.zero_()
-        elif d_candidates.data_ptr() != self._scatter.sums.data_ptr():
-            self._scatter.sums.copy_(d_candidates)
+    def start(self, d_candidates: Tensor) -> None:
+        """The gradients of all columns at once."""
+        _put(self._scatter.sums, d_candidates)
         self._scatter.start()
 
     def finish(self) -> Tensor:
         """The own candidates' gradient."""
         of_others = self._scatter.wait()
         return of_others if self._own is None else of_others + self._own
+
+
+def _put(target: Tensor, x: Tensor) -> None:
+    """A backend may have written it there."""
+    if target.data_ptr() != x.data_ptr():
+        target.copy_(x)
 
 
 class Ring:
@@ -225,6 +226,7 @@ class RingGradients:
     def __init__(self, batch: Batch) -> None:
         self._shards = shards_of(batch)
         self._coming: Tensor | None = None
+        self._going: Tensor | None = None  # kept until it has left
         self._works: list[Any] = []
 
     def memory(self, span: Span) -> Tensor | None:
@@ -239,7 +241,7 @@ class RingGradients:
             return
         before = (span.ranks.start - 1) % shards.world
         self._coming = so_far.new_empty(shards.columns[before], so_far.shape[1])
-        self._going = so_far  # kept until it has left
+        self._going = so_far
         self._works = collectives.pass_on([so_far], [self._coming], 1, shards.group)
 
     def _wait(self) -> None:

@@ -118,7 +118,6 @@ class Handshake:
     def fail(self, error: Exception) -> None:
         """Tells the others, if they do not know."""
         if not self._done:
-            self._done = True
             device = torch.device("cpu")
             if dist.get_backend(self.group) == "nccl":
                 device = torch.device("cuda", torch.cuda.current_device())

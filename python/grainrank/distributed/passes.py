@@ -60,10 +60,8 @@ def tables(
     given: Columns, batch: Batch, backend: str, full: bool, columns: bool, softplus: str
 ) -> tuple[TableSet, TableSet | None]:
     """`backends.tables`, for the own rows and the own columns."""
-    at_once = bool(softplus) and isinstance(given, Gathered)
-    if at_once:
+    if softplus and isinstance(given, Gathered):
         # The sums need the whole rows: one product for both.
-        assert isinstance(given, Gathered)
         return _local_tables(given.whole(), backend, full, False, softplus)
     merged: TableSet | None = None
     by_column: dict[int, TableSet] = {}
@@ -77,14 +75,14 @@ def tables(
         if of_columns is not None:
             by_column[piece.span.ranks.start] = of_columns
     assert merged is not None
-    tables = column_tables.narrowed(merged, batch.dtype)
+    of_rows = column_tables.narrowed(merged, batch.dtype)
     if softplus:
-        tables = _with_softplus(given, tables, backend, softplus)
+        of_rows = _with_softplus(given, of_rows, backend, softplus)
     if not columns:
-        return tables, None
+        return of_rows, None
     parts = [by_column[first] for first in sorted(by_column)]
     stacked = (None if ts[0] is None else torch.cat(ts, dim=1) for ts in zip(*parts, strict=True))
-    return tables, _merged_columns(TableSet(*stacked), shards_of(batch))  # type: ignore[arg-type]
+    return of_rows, _merged_columns(TableSet(*stacked), shards_of(batch))  # type: ignore[arg-type]
 
 
 def _with_softplus(given: Columns, rows: TableSet, backend: str, negatives: str) -> TableSet:
@@ -254,16 +252,18 @@ def multi_level_nce(
             whole, backend, level_weights, positives, negatives, needs
         )
     else:
-        assert whole.arrival is not None
-        whole.arrival.wait()
-        losses, rows = batch.scale.new_zeros(0), _empty_tables(batch, 0, False)
-        zeros = batch.scale.new_zeros
-        nothing = zeros(0)
-        d = Gradients(zeros(batch.queries.shape), nothing, zeros(()), _zeros_like(batch.factors))
+        losses, rows, d = _no_rows(whole)
     if pending is not None:
-        pending.start(d.candidates if batch.queries.shape[0] > 0 else None)
+        pending.start(d.candidates)
     return losses, rows, d, pending
 
 
-def _zeros_like(factors: Tensor | None) -> Tensor:
-    return torch.zeros(0) if factors is None else torch.zeros_like(factors)
+def _no_rows(batch: Batch) -> tuple[Tensor, TableSet, Gradients]:
+    """Of a rank that has only columns."""
+    if batch.arrival is not None:
+        batch.arrival.wait()
+    zeros = batch.scale.new_zeros
+    of_candidates = zeros(0) if batch.d_candidates is None else batch.d_candidates.zero_()
+    of_factors = zeros(() if batch.factors is None else batch.factors.shape)
+    d = Gradients(zeros(batch.queries.shape), of_candidates, zeros(()), of_factors)
+    return zeros(0), _empty_tables(batch, 0, full=False), d
