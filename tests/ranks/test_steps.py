@@ -15,7 +15,14 @@ from ranks import processes
 from ranks.batches import D, Data, part_of, slices, whole_batch
 from torch import Tensor
 
-from grainrank import GrainKeys, LossStatistics, multi_level_ranking_loss, row_blocks
+from grainrank import (
+    GrainKeys,
+    LevelStatistics,
+    LossStatistics,
+    level_statistics,
+    multi_level_ranking_loss,
+    row_blocks,
+)
 from grainrank.distributed import shards
 from grainrank.distributed.collectives import Scatter
 
@@ -73,6 +80,17 @@ def _order(direction: str, data: Data) -> dict[str, list[str]]:
     return logs
 
 
+def _tables(group: Any, data: Data, **options: Any) -> list[Tensor]:
+    """Of similarities with many ties, with a memory: the rows' and the columns' tables."""
+    q, c, memory = ((4 * x).round() for x in (data.queries, data.candidates, data.memory))
+    keys = torch.cat([data.candidate_keys, data.memory_keys])
+    sides = level_statistics(
+        q[:, :3].sign(), c[:, :3].sign(), GrainKeys(data.query_keys, keys), temperature=1.0,
+        memory=memory[:, :3].sign(), direction="symmetric", normalize=False, group=group, **options,
+    )  # fmt: skip
+    return [x for side in sides for x in side if x is not None]
+
+
 def _compiled(data: Data) -> list[Tensor]:
     """A step whose encoders are compiled with the loss in between; and the same without."""
     weight = torch.randn(D, 5, generator=torch.Generator().manual_seed(0))
@@ -105,6 +123,7 @@ def on_rank(rank: int, world: int) -> dict[str, Any]:
         "one direction": _order("query_to_candidate", even),
         "symmetric": _order("symmetric", even),
         "compiled": _compiled(even),
+        "tables": {t: _tables(dist.group.WORLD, part, transport=t) for t in ("gather", "ring")},
     }
 
 
@@ -120,6 +139,21 @@ def test_statistics_are_those_of_the_whole_batch(of_ranks: list[dict[str, Any]])
         for direction, statistics in of_rank["statistics"].items():
             for a, b in zip(statistics, expected[direction], strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("transport", ["gather", "ring"])
+def test_tables_are_those_of_the_whole_batch(
+    transport: str, of_ranks: list[dict[str, Any]]
+) -> None:
+    """Columns are numbered as there, and of equal extremes the first counts."""
+    expected = _tables(None, whole_batch(LAYOUT, WORLD, torch.float64, 0, block=False))
+    of_each = [of_rank["tables"][transport] for of_rank in of_ranks]
+    found = [torch.cat(parts) for parts in zip(*of_each, strict=True)]
+    names = [name for name in LevelStatistics._fields if name != "softplus"]
+    highest, at = expected[names.index("highest")], expected[names.index("highest_at")]
+    assert len(highest.unique()) < len(at.unique())  # ties
+    for name, a, b in zip(2 * names, found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_the_own_columns_come_before_the_others_arrive(of_ranks: list[dict[str, Any]]) -> None:
