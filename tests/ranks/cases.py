@@ -199,6 +199,8 @@ CASES: dict[str, Case] = {
     "multi-level-symmetric": Case(_of(nce, direction="symmetric", positives="at_least")),
     "multi-level-sum": Case(_of(nce, reduction="sum", negatives="unrelated")),
     "multi-level-rows": Case(_of(nce, reduction="none"), local=True),
+    "multi-level-blocks": Case(_of(nce, workspace_mb=0.0005)),  # 3 rows, or fewer, at a time
+    "multi-level-symmetric-blocks": Case(_of(nce, direction="symmetric", workspace_mb=0.0005)),
     "multi-level-dot": Case(_of(nce, normalize=False)),
     "level-temperatures": Case(_numbers(nce, "level_temperatures", scaled=False)),
     "matryoshka": Case(_of(nce, matryoshka_dims=(8, 24), matryoshka_weights=(0.5, 1.0))),
