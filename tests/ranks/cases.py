@@ -263,6 +263,14 @@ CASES: dict[str, Case] = {
     "siglip-sum-matryoshka": Case(
         _numbers(gr.siglip_loss, "logit_bias", matryoshka_dims=(8, 24), reduction="sum")
     ),
+    "smooth-ap": Case(_of(gr.smooth_ap_loss, scaled=False)),
+    "smooth-ap-rows": Case(_of(gr.smooth_ap_loss, scaled=False, reduction="none"), local=True),
+    "hierarchical-ap-symmetric": Case(
+        _of(gr.hierarchical_ap_loss, scaled=False, direction="symmetric", temperature=0.05)
+    ),
+    "smooth-ndcg-sparse": Case(
+        _of(gr.smooth_ndcg_loss, lambda d: _sparse(d.all_levels), scaled=False, temperature=0.1)
+    ),
     "head": Case(_head(_hinge)),
     "head-one-number": Case(_head(_largest)),
     "statistics": Case(_statistics(both=False), local=True),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..validation import accumulation_dtype
 from . import collectives
 from .shards import Shards
 
@@ -51,20 +52,25 @@ class _Replicated(torch.autograd.Function):
         return parts.mean(dim=0).to(d.dtype), None
 
 
-class _Rows(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shards: Shards) -> Tensor:
-        ctx.shards = shards
-        return collectives.gather(x, shards.rows, shards.rank, shards.group)
+    def forward(
+        ctx: Any, x: Tensor, sizes: tuple[int, ...], shards: Shards, everyone: Tensor | None
+    ) -> Tensor:
+        ctx.sizes, ctx.shards, ctx.dtype = sizes, shards, x.dtype
+        if everyone is not None:
+            return everyone.view_as(everyone)
+        return collectives.gather(x, sizes, shards.rank, shards.group)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None, None]:
         shards = ctx.shards
-        scatter = collectives.Scatter(shards.rows, d, shards.rank, shards.group)
-        scatter.sums.copy_(d)
+        wide = d.to(accumulation_dtype(d.dtype))
+        scatter = collectives.Scatter(ctx.sizes, wide, shards.rank, shards.group)
+        scatter.sums.copy_(wide)
         scatter.start()
-        return scatter.wait(), None
+        return scatter.wait().to(ctx.dtype), None, None, None
 
 
 def over_ranks(x: Tensor, shards: Shards | None) -> Tensor:
@@ -95,12 +101,19 @@ def replicated(x: Tensor, shards: Shards | None) -> Tensor:
     return _Replicated.apply(x, shards.group)  # type: ignore[no-any-return,no-untyped-call]
 
 
+def gathered_columns(x: Tensor, everyone: Tensor, shards: Shards) -> Tensor:
+    """The candidates of all ranks, `everyone`, as differentiable in the own ones."""
+    return _Gather.apply(  # type: ignore[no-any-return,no-untyped-call]
+        x, shards.columns, shards, everyone
+    )
+
+
 def gathered_rows(t: LevelStatistics, shards: Shards) -> LevelStatistics:
     """The tables of the rows of all ranks."""
     floats = {n: x for n, x in t._asdict().items() if x is not None and x.is_floating_point()}
     whole = {n: x for n, x in t._asdict().items() if x is not None and n not in floats}
     packed = torch.stack(list(floats.values()), dim=1)  # [N, tables, L + 1]
-    rows = _Rows.apply(packed, shards)  # type: ignore[no-untyped-call]
+    rows = _Gather.apply(packed, shards.rows, shards, None)  # type: ignore[no-untyped-call]
     numbers = torch.stack(list(whole.values()), dim=1)
     everyone = collectives.gather(numbers, shards.rows, shards.rank, shards.group)
     found = dict(zip(floats, rows.unbind(dim=1), strict=True))

@@ -16,6 +16,14 @@ from .nce import (
     multi_level_nce_gradient,
 )
 from .ranking import list_net, pairwise_ranking, softmax_ranking, unique_softmax
+from .ranks import (
+    hierarchical_ap,
+    ideal_dcg,
+    relevance_of_levels,
+    smooth_ap,
+    smooth_ndcg,
+    smooth_recall,
+)
 from .tables import Tables, merge
 
 __all__ = [
@@ -25,7 +33,9 @@ __all__ = [
     "circle",
     "csl",
     "hard_negative_nce",
+    "hierarchical_ap",
     "hmlc",
+    "ideal_dcg",
     "info_nce",
     "level_sums",
     "list_net",
@@ -34,8 +44,12 @@ __all__ = [
     "multi_level_nce_gradient",
     "multi_similarity",
     "pairwise_ranking",
+    "relevance_of_levels",
     "rince",
     "rince_out",
+    "smooth_ap",
+    "smooth_ndcg",
+    "smooth_recall",
     "softmax_ranking",
     "sup_con",
     "unique_softmax",

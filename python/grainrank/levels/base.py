@@ -58,9 +58,11 @@ class LevelSource:
         raise NotImplementedError
 
     def under_ceilings(
-        self, level: Tensor, similarities: Tensor, prefix: int
+        self, level: Tensor, similarities: Tensor, prefix: int, start: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """The levels `[N, M]` as the rows and as the columns see them (`FalseNegativeMargin`)."""
+        """The levels `[R, M]` of the rows from `start` on, as the rows and as the columns see them
+        (`FalseNegativeMargin`).
+        """
         return level, level
 
     def of_prefix(self, prefix: int) -> LevelSource:

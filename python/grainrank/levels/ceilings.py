@@ -127,15 +127,16 @@ class Ceiled(LevelSource):
         return self.base.block(start, stop, num_candidates, device)
 
     def under_ceilings(
-        self, level: Tensor, similarities: Tensor, prefix: int
+        self, level: Tensor, similarities: Tensor, prefix: int, start: int = 0
     ) -> tuple[Tensor, Tensor]:
+        here = slice(start, start + level.shape[0])
         if self.reference is not None:
             q, c = self.reference
-            similarities = (q @ c.T).to(self.rows.dtype)
+            similarities = (q[here] @ c.T).to(self.rows.dtype)
         kept = level != 0
         if self.curated is not None:
-            kept = kept | (self.curated[0][:, None] == self.curated[1])
-        high = similarities > self.rows[prefix][:, None]
+            kept = kept | (self.curated[0][here, None] == self.curated[1])
+        high = similarities > self.rows[prefix, here, None]
         by_row = level.masked_fill(high & ~kept, -1)
         if self.columns is None:
             return by_row, level

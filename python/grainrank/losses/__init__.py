@@ -34,6 +34,16 @@ from .ranking import (
     softmax_ranking_loss,
     unique_softmax_loss,
 )
+from .ranks import (
+    HierarchicalAPLoss,
+    SmoothAPLoss,
+    SmoothNDCGLoss,
+    SmoothRecallLoss,
+    hierarchical_ap_loss,
+    smooth_ap_loss,
+    smooth_ndcg_loss,
+    smooth_recall_loss,
+)
 from .sigmoid import SigLIPLoss, siglip_loss
 from .tables import level_statistics
 
@@ -45,6 +55,7 @@ __all__ = [
     "GISTEmbedLoss",
     "HMLCLoss",
     "HardNegativeNCELoss",
+    "HierarchicalAPLoss",
     "InfoNCELoss",
     "ListNetLoss",
     "MultiLevelRankingLoss",
@@ -54,6 +65,9 @@ __all__ = [
     "ScaledOptions",
     "SharedOptions",
     "SigLIPLoss",
+    "SmoothAPLoss",
+    "SmoothNDCGLoss",
+    "SmoothRecallLoss",
     "SoftmaxRankingLoss",
     "SupConLoss",
     "UniqueSoftmaxLoss",
@@ -64,6 +78,7 @@ __all__ = [
     "gist_embed_loss",
     "hard_negative_nce_loss",
     "head_loss",
+    "hierarchical_ap_loss",
     "hmlc_loss",
     "info_nce_loss",
     "level_statistics",
@@ -73,6 +88,9 @@ __all__ = [
     "pairwise_ranking_loss",
     "rince_loss",
     "siglip_loss",
+    "smooth_ap_loss",
+    "smooth_ndcg_loss",
+    "smooth_recall_loss",
     "softmax_ranking_loss",
     "sup_con_loss",
     "unique_softmax_loss",

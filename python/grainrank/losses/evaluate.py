@@ -63,7 +63,7 @@ def evaluate_nce(
         batch, problem.backend, by_view, positives, negatives
     )
     channels = [statistics_of(tables, v) for v in range(batch.views - batch.channels, batch.views)]
-    return _over_all_rows(problem, loss, channels[0].count), channels
+    return over_all_rows(problem, loss, channels[0].count), channels
 
 
 def _combined(problem: Problem, sides: list[list[Channels]], head: Head) -> Tensor:
@@ -77,12 +77,12 @@ def _combined(problem: Problem, sides: list[list[Channels]], head: Head) -> Tens
         weighted = [w * part for w, part in zip(problem.dim_weights, parts, strict=True)]
         of_side = torch.stack(weighted).sum(dim=0)
         if of_side.dim() > 0 and problem.reduction != "none":
-            of_side = _over_all_rows(problem, of_side.sum(), prefixes[0][0].count)
+            of_side = over_all_rows(problem, of_side.sum(), prefixes[0][0].count)
         losses.append(of_side)
     return torch.stack(losses).mean(dim=0)
 
 
-def _over_all_rows(problem: Problem, total: Tensor, count: Tensor) -> Tensor:
+def over_all_rows(problem: Problem, total: Tensor, count: Tensor) -> Tensor:
     """The sum of the own rows' losses as the sum, or the mean, over the rows of all ranks."""
     if problem.reduction == "sum":
         return over_ranks(total, problem.shards).to(total.dtype)
@@ -106,17 +106,8 @@ def _sides(problem: Problem, full: bool, softplus: str) -> list[list[Channels]]:
         )
     if softplus and direction == "symmetric":
         # The sums need the log-sum-exps of the whole row, or column: a sweep for each.
-        shards = batch.shards
-        levels = transposed(batch.levels, shards) if shards else batch.levels.transposed()
-        swapped_shards = None if shards is None else shards.swapped()
-        swapped = batch._replace(
-            queries=batch.candidates,
-            candidates=batch.queries,
-            levels=levels,
-            memory=None,
-            shards=swapped_shards,
-        )
-        sides = [_tables(b, backend, full, False, softplus) for b in (batch, swapped)]
+        batches = batch, swapped(batch)
+        sides = [_tables(b, backend, full, False, softplus) for b in batches]
         return [rows for rows, _ in sides]
     joint = problem.joint
     both = direction == "symmetric" or (joint is not None and joint.columns)
@@ -124,6 +115,19 @@ def _sides(problem: Problem, full: bool, softplus: str) -> list[list[Channels]]:
     if joint is not None:
         return [_joined(problem, joint, rows, columns, full)]
     return [rows, columns] if both else [rows]
+
+
+def swapped(batch: Batch) -> Batch:
+    """With the candidates as the rows."""
+    shards = batch.shards
+    levels = transposed(batch.levels, shards) if shards else batch.levels.transposed()
+    return batch._replace(
+        queries=batch.candidates,
+        candidates=batch.queries,
+        levels=levels,
+        memory=None,
+        shards=None if shards is None else shards.swapped(),
+    )
 
 
 def _tables(

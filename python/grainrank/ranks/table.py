@@ -1,0 +1,40 @@
+"""What is known of the positives of a batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PositiveRanks(NamedTuple):
+    """The positives of all rows, row by row, and what stands above each.
+
+    Pairs of level -1 take no part: they are nobody's competitors.
+    """
+
+    indptr: Tensor  #: int64 `[N + 1]`: row i has the positives `indptr[i]..indptr[i + 1]`
+    indices: Tensor  #: int64 `[P]`, their candidates, ascending in a row
+    level: Tensor  #: int64 `[P]`, 1..L
+    similarity: Tensor  #: `[P]`, detached
+    above: Tensor  #: `[P, L + 1]`, candidates of each level above the positive; int64, or smooth
+    count: Tensor  # type: ignore[assignment]  #: int64 `[N, L + 1]`, pairs of each level
+    #: beside smooth ones, int64 `[P, L + 1]`: the others with at least the positive's similarity
+    at_least: Tensor | None = None
+
+    @property
+    def rank(self) -> Tensor:
+        """`[P]`, 1 for the best candidate of the row; dtype of `above`."""
+        return 1 + self.above.sum(dim=1)
+
+    @property
+    def row(self) -> Tensor:
+        """int64 `[P]`, the row of each positive."""
+        rows = torch.arange(len(self.indptr) - 1, device=self.indptr.device)
+        return torch.repeat_interleave(rows, self.indptr.diff(), output_size=len(self.indices))
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Sums `[N]` of values `[P]` over the positives of each row; differentiable."""
+        out = values.new_zeros(len(self.indptr) - 1)
+        return out.index_add(0, self.row, values)
