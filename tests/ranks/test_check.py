@@ -92,7 +92,7 @@ def on_rank(rank: int, world: int) -> dict[str, Verdict]:
         found[f"pairs, {layout}"] = check_gradients(
             functools.partial(_pairs, direction="symmetric"), group, layout=layout
         )
-    return found | {verdict.case: verdict for verdict in check_own(group)}
+    return found | {verdict.case: verdict for verdict in check_own(group, "cpu")}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import torch
 
 from .._version import __version__
 from .accuracy import check_accuracy
-from .cases import check_own
+from .cases import check_own, fsdp_error
 from .processes import joined, on_processes, started_by_torchrun
 from .table import show
 
@@ -90,7 +90,8 @@ def _over_ranks(group: Any) -> dict[str, Any]:
         "world_size": torch.distributed.get_world_size(group),
         "device": f"{_name(device)}, {'nccl' if nccl else 'gloo'}",
         "dtype": "float32" if nccl else "float64",
-        "rows": [verdict.row() for verdict in check_own(group)],
+        "rows": [verdict.row() for verdict in check_own(group, device.type)],
+        "left_out": fsdp_error(device.type),
     }
 
 

@@ -67,6 +67,8 @@ def notes(found: dict[str, Any]) -> list[str]:
     for text, cases in about.items():
         more = f" and {len(cases) - 1} more" if len(cases) > 1 else ""
         lines += textwrap.wrap(f"{text} [{cases[0]}{more}]", WIDTH, subsequent_indent="  ")
+    if found.get("left_out"):
+        lines += textwrap.wrap(found["left_out"], WIDTH)
     wrong = sum(row["verdict"] != "ok" for row in rows)
     lines.append(f"{wrong} of {len(rows)} WRONG" if wrong else f"All {len(rows)} ok")
     return lines
