@@ -72,7 +72,7 @@ def own_cases() -> list[tuple[str, Callable[..., Tensor], dict[str, Any], Plan]]
 def fsdp_error(device_type: str) -> str:
     """Why `fully_shard` does not run, or ""."""
     if device_type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
-        return f"FSDP of torch {torch.__version__} does not run on CPU tensors; its rows are left out"
+        return f"FSDP of torch {torch.__version__} does not run on CPU tensors: left out"
     return ""
 
 
