@@ -1,6 +1,6 @@
 """grainrank: in-batch multi-level ranking losses without the similarity matrix."""
 
-from . import heads
+from . import heads, metrics
 from ._version import __version__
 from .compilation import warmup
 from .heads import multi_level_nce
@@ -63,6 +63,7 @@ from .losses import (
 from .queue import EmbeddingQueue
 from .ranks import PositiveRanks, positive_ranks
 from .statistics import LevelStatistics, LossStatistics
+from .top_k import SearchResult, search
 
 __all__ = [
     "CLIPLoss",
@@ -88,6 +89,7 @@ __all__ = [
     "PositiveRanks",
     "RINCELoss",
     "ScaledOptions",
+    "SearchResult",
     "SharedOptions",
     "SigLIPLoss",
     "SimilarityBands",
@@ -112,12 +114,14 @@ __all__ = [
     "info_nce_loss",
     "level_statistics",
     "list_net_loss",
+    "metrics",
     "multi_level_nce",
     "multi_level_ranking_loss",
     "multi_similarity_loss",
     "pairwise_ranking_loss",
     "positive_ranks",
     "rince_loss",
+    "search",
     "siglip_loss",
     "smooth_ap_loss",
     "smooth_ndcg_loss",

@@ -130,7 +130,7 @@ def check_scale(
     if isinstance(value, Tensor):
         scale = _scalar_tensor(name, value, dtype, like.device)
         return scale if temperature is None else 1.0 / scale
-    number = check_number(name, value)
+    number = check_number(name, value, or_tensor=True)
     number = number if temperature is None else 1.0 / number
     return torch.full((), number, dtype=dtype, device=like.device)
 
@@ -139,7 +139,7 @@ def check_scalar(name: str, value: object, like: Tensor) -> Tensor:
     """A number or a tensor with one element as a 0-d tensor like `like`; differentiable."""
     if isinstance(value, Tensor):
         return _scalar_tensor(name, value, like.dtype, like.device)
-    return torch.full_like(like, check_number(name, value, low=-math.inf))
+    return torch.full_like(like, check_number(name, value, low=-math.inf, or_tensor=True))
 
 
 def _scalar_tensor(name: str, value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -203,10 +203,11 @@ def _kept(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -
         return torch.tensor(values, dtype=dtype, device=device)
 
 
-def check_number(name: str, value: object, low: float = 0.0) -> float:
-    """A finite number above `low`."""
+def check_number(name: str, value: object, low: float = 0.0, *, or_tensor: bool = False) -> float:
+    """A finite number above `low`; `or_tensor`: where a tensor would have been as good."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number or a 0-d tensor, got {type(value).__name__}")
+        kind = "a number or a 0-d tensor" if or_tensor else "a number"
+        raise TypeError(f"{name} must be {kind}, got {type(value).__name__}")
     if not (math.isfinite(value) and value > low):
         above = "positive and " if low == 0 else f"above {low:g} and " if low > -math.inf else ""
         raise ValueError(f"{name} must be {above}finite, got {value}")

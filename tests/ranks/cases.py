@@ -55,6 +55,7 @@ class Case:
     local: bool = False
     block: bool = False  # no levels across ranks
     pairs: bool = False
+    ring: bool = True  # whether it has a form for this transport
 
 
 def _keys(data: Data) -> GrainKeys:
@@ -263,13 +264,17 @@ CASES: dict[str, Case] = {
     "siglip-sum-matryoshka": Case(
         _numbers(gr.siglip_loss, "logit_bias", matryoshka_dims=(8, 24), reduction="sum")
     ),
-    "smooth-ap": Case(_of(gr.smooth_ap_loss, scaled=False)),
-    "smooth-ap-rows": Case(_of(gr.smooth_ap_loss, scaled=False, reduction="none"), local=True),
+    "smooth-ap": Case(_of(gr.smooth_ap_loss, scaled=False), ring=False),
+    "smooth-ap-rows": Case(
+        _of(gr.smooth_ap_loss, scaled=False, reduction="none"), local=True, ring=False
+    ),
     "hierarchical-ap-symmetric": Case(
-        _of(gr.hierarchical_ap_loss, scaled=False, direction="symmetric", temperature=0.05)
+        _of(gr.hierarchical_ap_loss, scaled=False, direction="symmetric", temperature=0.05),
+        ring=False,
     ),
     "smooth-ndcg-sparse": Case(
-        _of(gr.smooth_ndcg_loss, lambda d: _sparse(d.all_levels), scaled=False, temperature=0.1)
+        _of(gr.smooth_ndcg_loss, lambda d: _sparse(d.all_levels), scaled=False, temperature=0.1),
+        ring=False,
     ),
     "head": Case(_head(_hinge)),
     "head-one-number": Case(_head(_largest)),

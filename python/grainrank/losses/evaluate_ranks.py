@@ -27,6 +27,15 @@ def evaluate_ranks(problem: Problem, head: Head, temperature: float, surrogate: 
             'direction="joint" has no form for losses on ranks; use "query_to_candidate", '
             '"candidate_to_query" or "symmetric"'
         )
+    if problem.backend not in ("auto", "reference"):
+        raise ValueError(
+            f"losses on ranks are computed by PyTorch, without kernels of their own; "
+            f'backend must be "auto" or "reference", got "{problem.backend}"'
+        )
+    if problem.shards is not None and problem.shards.transport == "ring":
+        raise ValueError(
+            'transport="ring" has no form for losses on ranks, which need whole rows; use "gather"'
+        )
     batches = [problem.batch]
     if problem.direction == "symmetric":
         batches.append(swapped(problem.batch))

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 
+from ..batch import Batch
+from ..ceilings import resolve_ceilings
 from ..levels import LevelSource, as_source
 from ..row_blocks import DEFAULT_WORKSPACE
 from ..validation import (
     accumulation_dtype,
     check_choice,
     check_embeddings,
+    check_finite,
     check_number,
     check_workspace,
 )
@@ -32,7 +35,7 @@ def positive_ranks(
     *,
     temperature: float | None = None,
     surrogate: Literal["sigmoid", "upper_bound"] = "sigmoid",
-    ties: Ties = "first",
+    ties: Ties | None = None,
     normalize: bool = True,
     workspace_mb: float | None = None,
 ) -> PositiveRanks:
@@ -42,7 +45,7 @@ def positive_ranks(
         smooth: above[p, l] = sum over {j: y_ij = l, j != p} of h(s_ij - s_ip)
 
     with `h(x) = sigmoid(x / temperature)` for `surrogate="sigmoid"`, and for `"upper_bound"` that
-    of `heads.surrogates` for lower levels and the step for the others. Smooth ones are
+    of `ranks.surrogates` for lower levels and the step for the others. Smooth ones are
     differentiable; the backward computes the similarities again.
 
     Args:
@@ -52,10 +55,11 @@ def positive_ranks(
             pairs of level 1 and more.
         temperature: of the smooth step, in units of the similarity; None (default): exact.
         surrogate: which smooth step.
-        ties: of exact ranks, what equal similarities mean. `"first"` (default): the candidate with
-            the lower number is above; `"last"`: the one with the higher number, as trec_eval orders
+        ties: of exact ranks, what equal similarities mean. `"first"` (None): the candidate with the
+            lower number is above; `"last"`: the one with the higher number, as trec_eval orders
             ids that are in order; `"optimistic"`: none of them is above; `"pessimistic"`: all
-            others are.
+            others are. Equal candidates may differ in the last bit of their similarity by where
+            they stand in the product.
         normalize: cosine similarity (default); False: dot product.
         workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB.
 
@@ -63,7 +67,8 @@ def positive_ranks(
         `PositiveRanks`: O(P (L + 1)) memory for P positives.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or value.
+        TypeError, ValueError: an argument of the wrong type, shape, dtype, device or value; a NaN
+            or infinity in the embeddings, for exact ranks.
 
     Example:
         >>> q = torch.tensor([[1.0, 0.0]])
@@ -75,15 +80,23 @@ def positive_ranks(
     q, c = check_embeddings(queries, candidates)
     source = as_source(levels)
     source.check(q.shape[0], c.shape[0], q.device)
-    check_choice("ties", ties, _TIES)
+    check_choice("ties", ties or "first", _TIES)
     check_choice("surrogate", surrogate, ("sigmoid", "upper_bound"))
     workspace = check_workspace(workspace_mb) or DEFAULT_WORKSPACE / 2**20
-    dtype = accumulation_dtype(q.dtype)
-    q, c = q.to(dtype), c.to(dtype)
+    tau = None if temperature is None else check_number("temperature", temperature)
+    one = torch.ones((), dtype=accumulation_dtype(q.dtype), device=q.device)
+    source = resolve_ceilings(Batch(q, c, one, source, normalize), "auto", columns=False).levels
+    q, c = q.to(one.dtype), c.to(one.dtype)
     if normalize:
         q, c = unit_rows(q, dim=1), unit_rows(c, dim=1)
-    if temperature is None:
+    if tau is None:
+        # A NaN would stand above everything.
+        check_finite("queries", q)
+        check_finite("candidates", c)
         with torch.no_grad():
-            return PositiveRanks(*exact_ranks(q, c, source, ties, workspace))
-    tau = check_number("temperature", temperature)
+            return PositiveRanks(*exact_ranks(q, c, source, ties or "first", workspace))
+    if ties is not None:
+        raise ValueError(
+            f'ties belong to exact ranks, got "{ties}" with a temperature; leave one of them out'
+        )
     return smooth_ranks(q, c, source, tau, surrogate, workspace)

@@ -12,6 +12,14 @@ class PositiveRanks(NamedTuple):
     """The positives of all rows, row by row, and what stands above each.
 
     Pairs of level -1 take no part: they are nobody's competitors.
+
+    Example:
+        The reciprocal rank of the best positive, by hand (`grainrank.metrics` has it):
+
+        >>> q, c = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+        >>> ranks = positive_ranks(q, c)
+        >>> (1 / ranks.rank).shape, ranks.by_row(1 / ranks.rank).shape
+        (torch.Size([4]), torch.Size([4]))
     """
 
     indptr: Tensor  #: int64 `[N + 1]`: row i has the positives `indptr[i]..indptr[i + 1]`
@@ -36,5 +44,8 @@ class PositiveRanks(NamedTuple):
 
     def by_row(self, values: Tensor) -> Tensor:
         """Sums `[N]` of values `[P]` over the positives of each row; differentiable."""
-        out = values.new_zeros(len(self.indptr) - 1)
-        return out.index_add(0, self.row, values)
+        if not values.is_floating_point():
+            return values.new_zeros(len(self.indptr) - 1).index_add(0, self.row, values)
+        # Without atomics: the same bits in every run.
+        lengths = self.indptr.diff()
+        return torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0)
