@@ -149,15 +149,24 @@ def smooth_ndcg(ranks: PositiveRanks, gains: Tensor) -> Tensor:
     return torch.where(ideal > 0, 1 - dcg / torch.where(ideal > 0, ideal, 1.0), 0.0)
 
 
-def ideal_dcg(count: Tensor, gain: Tensor) -> Tensor:
-    """`[N]`, of rows in which the highest gains come first; `count` `[N, L + 1]`."""
-    most = int(count[:, 1:].sum(dim=1).max()) if len(count) > 0 else 0
-    places = torch.arange(most + 1, device=count.device, dtype=gain.dtype)
-    discounts = torch.cat([gain.new_zeros(1), (1 / torch.log2(1 + places[1:])).cumsum(dim=0)])
-    ideal = gain.new_zeros(len(count))
-    first = torch.zeros_like(count[:, 0])
-    for level in gain[1:].argsort(descending=True) + 1:
-        last = first + count[:, level]
-        ideal = ideal + gain[level] * (discounts[last] - discounts[first])
-        first = last
-    return ideal
+def ideal_dcg(count: Tensor, gains: Tensor, k: int | None = None) -> Tensor:
+    """DCG `[N]` of rows in which the highest gains come first.
+
+    Args:
+        count: pairs of each level, int64 `[N, L + 1]`.
+        gains: of each level, `[L + 1]`, 0 for level 0.
+        k: how many candidates count; None: all.
+
+    Example:
+        >>> ideal_dcg(torch.tensor([[5, 1, 1]]), torch.tensor([0.0, 1.0, 2.0]), k=1)
+        tensor([2.])
+    """
+    order = 1 + gains[1:].argsort(descending=True)
+    ends = count[:, order].cumsum(dim=1)  # [N, L]: a run of equal gains for each level
+    starts = ends - count[:, order]
+    longest = int(ends[:, -1].max()) if len(ends) > 0 else 0
+    places = torch.arange(2, longest + 2, dtype=gains.dtype, device=gains.device)
+    discounts = torch.cat([places.new_zeros(1), (1 / places.log2()).cumsum(dim=0)])
+    if k is not None:
+        starts, ends = starts.clamp_max(k), ends.clamp_max(k)
+    return (discounts[ends] - discounts[starts]) @ gains[order]

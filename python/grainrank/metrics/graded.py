@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..heads import ideal_dcg
 from ..ranks import PositiveRanks
 from ..validation import check_choice
 from .arguments import check_cutoff, highest_level, level_table
@@ -55,7 +56,7 @@ def ndcg_at(
     of_positive = gains[ranks.level] / (1 + rank).double().log2()
     if k is not None:
         of_positive = torch.where(rank <= k, of_positive, 0.0)
-    ideal = _ideal(ranks.count, gains, k)
+    ideal = ideal_dcg(ranks.count, gains, k)
     return ranks.by_row(of_positive) / torch.where(ideal > 0, ideal, 1.0)
 
 
@@ -101,16 +102,3 @@ def _gains(gain: str | Sequence[float] | Tensor, max_level: int, device: torch.d
     check_choice("gain", gain, ("linear", "exp2"))
     level = torch.arange(max_level + 1, dtype=torch.float64, device=device)
     return level if gain == "linear" else 2**level - 1
-
-
-def _ideal(count: Tensor, gains: Tensor, k: int | None) -> Tensor:
-    """float64 `[N]`: the levels in the order of their gains, each a run of equal gains."""
-    order = 1 + gains[1:].argsort(descending=True)
-    ends = count[:, order].cumsum(dim=1)  # [N, L]
-    starts = ends - count[:, order]
-    longest = int(ends[:, -1].max()) if len(ends) else 0
-    position = torch.arange(2, longest + 2, dtype=torch.float64, device=count.device)
-    discounts = torch.cat([position.new_zeros(1), (1 / position.log2()).cumsum(dim=0)])
-    if k is not None:
-        starts, ends = starts.clamp_max(k), ends.clamp_max(k)
-    return (discounts[ends] - discounts[starts]) @ gains[order]

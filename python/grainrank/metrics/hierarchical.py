@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..heads import relevance_of_levels
 from ..ranks import PositiveRanks
 from .arguments import highest_level, level_table
 
@@ -46,8 +47,7 @@ def hierarchical_average_precision(
     """
     max_level = highest_level(ranks)
     if relevance is None:
-        level = torch.arange(max_level + 1, dtype=torch.float64, device=ranks.count.device)
-        table = level / max_level / ranks.count.clamp_min(1)  # [N, L + 1]
+        table = relevance_of_levels(ranks.count)
     else:
         table = level_table("relevance", relevance, max_level, ranks.count.device)
         table = table.expand(len(ranks.count), -1)

@@ -44,8 +44,8 @@ class PositiveRanks(NamedTuple):
 
     def by_row(self, values: Tensor) -> Tensor:
         """Sums `[N]` of values `[P]` over the positives of each row; differentiable."""
-        if not values.is_floating_point():
-            return values.new_zeros(len(self.indptr) - 1).index_add(0, self.row, values)
-        # Without atomics: the same bits in every run.
         lengths = self.indptr.diff()
-        return torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0)
+        if values.is_floating_point() and len(lengths) > 0:
+            # Without atomics: the same bits in every run.
+            return torch.segment_reduce(values, "sum", lengths=lengths, initial=0.0)
+        return values.new_zeros(len(lengths)).index_add(0, self.row, values)
