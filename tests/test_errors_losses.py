@@ -61,7 +61,7 @@ CASES: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "margins of other levels": ("csl", {**T, "margins": [1.0]}, ValueError, r"margins must have L = 2 numbers, .* got shape \(1,\)"),
     "margins of other pairs": ("pairwise_ranking", {**T, "margin": torch.zeros(2, 2)}, ValueError, r"\[L \+ 1, L \+ 1\] = \[3, 3\], got \(2, 2\)"),
     "scope": ("pairwise_ranking", {**T, "scope": "all"}, ValueError, "scope must be one of 'row', 'batch', got 'all'"),
-    "text margin": ("pairwise_ranking", {**T, "margin": "1"}, TypeError, "margin must be a number .*got str"),
+    "text margin": ("pairwise_ranking", {**T, "margin": "1"}, TypeError, "margin must be a number.*got str"),
     "gains of other levels": ("softmax_ranking", {**T, "gains": [1.0]}, ValueError, "gains must have L = 2 numbers"),
     "negative gains": ("unique_softmax", {**T, "gains": [1.0, -1.0]}, ValueError, r"gains must be finite and not negative, got \[1\.0, -1\.0\]"),
     "gamma": ("circle", {"gamma": 0.0}, ValueError, "gamma must be positive and finite, got 0.0"),
