@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from . import ops
 from .batch import Batch
 from .distributed import functions as distributed
+from .returned import constants_of, returned, scaled
 from .table_sets import COLUMN_TABLES, Needs, TableGradientSet, TableSet
 
 _Tensors = tuple[Tensor, ...]
@@ -39,15 +40,6 @@ def _needs(ctx: Any, first: int) -> list[bool]:
     return list(Needs(*ctx.needs_input_grad[first : first + 4]))
 
 
-def _returned(
-    gradients: _Tensors, like: Sequence[Tensor | None], needs: Sequence[bool]
-) -> list[Tensor | None]:
-    return [
-        d.to(x.dtype) if need and x is not None else None
-        for d, x, need in zip(gradients, like, needs, strict=False)
-    ]
-
-
 class _LevelTables(torch.autograd.Function):
     """The tables; the backward sweeps again."""
 
@@ -64,14 +56,7 @@ class _LevelTables(torch.autograd.Function):
         ctx.save_for_backward(*tensors, *tables)
         ctx.options, ctx.columns, ctx.softplus = options, columns, softplus
         ctx.set_materialize_grads(False)
-        names = (*TableSet._fields, *COLUMN_TABLES)
-        ctx.mark_non_differentiable(
-            *(
-                table
-                for table, name in zip(tables, names, strict=True)
-                if name not in TableGradientSet._fields
-            )
-        )
+        ctx.mark_non_differentiable(*constants_of(tables))
         return tables
 
     @staticmethod
@@ -93,7 +78,7 @@ class _LevelTables(torch.autograd.Function):
             *_arguments(tensors, ctx.options), rows, d_rows, columns, d_columns, ctx.softplus, needs
         )
         none = (None,) * (len(tensors) - 4)
-        return (None, None, None, None, *_returned(gradients, tensors, needs), *none)
+        return (None, None, None, None, *returned(gradients, tensors, needs), *none)
 
 
 class _MultiLevelNCE(torch.autograd.Function):
@@ -127,18 +112,9 @@ class _MultiLevelNCE(torch.autograd.Function):
         return (
             None,
             None,
-            *_scaled(ctx.saved_tensors, d_loss, ctx.dtypes, needs[2:]),
+            *scaled(ctx.saved_tensors, d_loss, ctx.dtypes, needs[2:]),
             *(None for _ in needs[6:]),
         )
-
-
-def _scaled(
-    gradients: _Tensors, d_loss: Tensor, dtypes: Sequence[Any], needs: Sequence[bool]
-) -> list[Tensor | None]:
-    return [
-        (d * d_loss).to(dtype) if need else None
-        for d, dtype, need in zip(gradients, dtypes, needs, strict=False)
-    ]
 
 
 class _SigmoidLoss(torch.autograd.Function):
@@ -168,7 +144,7 @@ class _SigmoidLoss(torch.autograd.Function):
         return (
             None,
             None,
-            *_scaled((d_bias, *gradients), d_loss, ctx.dtypes, needs[2:]),
+            *scaled((d_bias, *gradients), d_loss, ctx.dtypes, needs[2:]),
             *(None for _ in needs[7:]),
         )
 

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..batch import Batch
 from ..ops import plain
+from ..returned import constants_of, returned, scaled
 from ..table_sets import COLUMN_TABLES, Needs, TableGradientSet, TableSet
 from . import passes
 from .columns import Gathered, columns_of
@@ -41,13 +42,6 @@ def _detached(batch: Batch) -> Batch:
         return _with(batch, _differentiable(batch))
 
 
-def _returned(gradients: Sequence[Tensor], like: _Tensors, needs: Needs) -> list[Tensor | None]:
-    return [
-        d.to(x.dtype) if need and x is not None else None
-        for d, x, need in zip(gradients, like, needs, strict=True)
-    ]
-
-
 class _LevelTables(torch.autograd.Function):
     """The tables; the backward meets the columns again, which `Gathered` keeps."""
 
@@ -64,14 +58,7 @@ class _LevelTables(torch.autograd.Function):
         ctx.save_for_backward(*inputs, *results)
         ctx.given, ctx.batch, ctx.backend, ctx.softplus = given, batch, backend, softplus
         ctx.set_materialize_grads(False)
-        names = (*TableSet._fields, *COLUMN_TABLES)
-        ctx.mark_non_differentiable(
-            *(
-                table
-                for table, name in zip(results, names, strict=True)
-                if table is not None and name not in TableGradientSet._fields
-            )
-        )
+        ctx.mark_non_differentiable(*constants_of(results))
         return results
 
     @staticmethod
@@ -98,7 +85,7 @@ class _LevelTables(torch.autograd.Function):
             gradients = passes.gradients(
                 ctx.given, batch, ctx.backend, *of_rows, columns, d_columns, ctx.softplus, needs
             )
-        return (None,) * 5 + tuple(_returned(gradients, inputs, needs))
+        return (None,) * 5 + tuple(returned(gradients, inputs, needs))
 
 
 class _MultiLevelNCE(torch.autograd.Function):
@@ -126,20 +113,8 @@ class _MultiLevelNCE(torch.autograd.Function):
         d_candidates = None if ctx.pending is None else ctx.pending.finish()
         if d_loss is None:
             return (None,) * 7
-        return (
-            None,
-            None,
-            None,
-            *(
-                (d * d_loss).to(dtype) if need and d is not None else None
-                for d, dtype, need in zip(
-                    (d_queries, d_candidates, d_scale, d_factors),
-                    ctx.dtypes,
-                    ctx.needs,
-                    strict=True,
-                )
-            ),
-        )
+        gradients = d_queries, d_candidates, d_scale, d_factors
+        return None, None, None, *scaled(gradients, d_loss, ctx.dtypes, ctx.needs)
 
 
 class _SigmoidLoss(torch.autograd.Function):
@@ -163,15 +138,7 @@ class _SigmoidLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Any, ...]:
-        return (
-            None,
-            None,
-            None,
-            *(
-                (d * d_loss).to(dtype) if need else None
-                for d, dtype, need in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs, strict=True)
-            ),
-        )
+        return None, None, None, *scaled(ctx.saved_tensors, d_loss, ctx.dtypes, ctx.needs)
 
 
 def level_tables(

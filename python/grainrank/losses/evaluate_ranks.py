@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
 
 from ..batch import Batch
 from ..distributed.columns import Gathered
 from ..distributed.sums import gathered_columns
 from ..ranks import PositiveRanks
+from ..ranks.blocks import rows_of
 from ..ranks.smooth import smooth_ranks
 from ..row_blocks import DEFAULT_WORKSPACE
 from .evaluate import over_all_rows, swapped
@@ -54,9 +54,8 @@ def evaluate_ranks(problem: Problem, head: Head, temperature: float, surrogate: 
 
 
 def _ranks(batch: Batch, temperature: float, surrogate: str) -> PositiveRanks:
-    q, c = batch.queries.to(batch.dtype), batch.candidates.to(batch.dtype)
-    if batch.normalize:
-        q, c = unit_rows(q, dim=1), unit_rows(c, dim=1)
+    sides = batch.queries, batch.candidates
+    q, c = (rows_of(x, batch.dtype, batch.normalize) for x in sides)
     workspace = batch.workspace_mb or DEFAULT_WORKSPACE / 2**20
     return smooth_ranks(q, c, batch.levels, temperature, surrogate, workspace)
 

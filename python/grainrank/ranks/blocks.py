@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize as unit_rows
 
 from ..levels import LevelSource
 
@@ -19,6 +20,11 @@ class RankBlock(NamedTuple):
     levels: Tensor  # int8 [R, M]
     row: Tensor  # int64 [P], of the block
     column: Tensor  # int64 [P]
+
+
+def rows_of(x: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
+    """Embeddings as the products take them; differentiable."""
+    return unit_rows(x.to(dtype), dim=1) if normalize else x.to(dtype)
 
 
 def rank_blocks(

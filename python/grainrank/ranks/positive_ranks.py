@@ -6,7 +6,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize as unit_rows
 
 from ..batch import Batch
 from ..ceilings import resolve_ceilings
@@ -20,6 +19,7 @@ from ..validation import (
     check_number,
     check_workspace,
 )
+from .blocks import rows_of
 from .exact import exact_ranks
 from .smooth import smooth_ranks
 from .table import PositiveRanks
@@ -86,9 +86,7 @@ def positive_ranks(
     tau = None if temperature is None else check_number("temperature", temperature)
     one = torch.ones((), dtype=accumulation_dtype(q.dtype), device=q.device)
     source = resolve_ceilings(Batch(q, c, one, source, normalize), "auto", columns=False).levels
-    q, c = q.to(one.dtype), c.to(one.dtype)
-    if normalize:
-        q, c = unit_rows(q, dim=1), unit_rows(c, dim=1)
+    q, c = (rows_of(x, one.dtype, normalize) for x in (q, c))
     if tau is None:
         # A NaN would stand above everything.
         check_finite("queries", q)

@@ -1,0 +1,44 @@
+"""What the autograd functions give back, on one process and over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .table_sets import COLUMN_TABLES, TableGradientSet, TableSet
+
+
+def returned(
+    gradients: Sequence[Tensor], like: Sequence[Tensor | None], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the first inputs, in their dtypes; None where not needed."""
+    return [
+        d.to(x.dtype) if need and x is not None else None
+        for d, x, need in zip(gradients, like, needs, strict=False)
+    ]
+
+
+def scaled(
+    gradients: Sequence[Any],
+    d_loss: Tensor,
+    dtypes: Sequence[torch.dtype | None],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients that were ready with the loss, times the one that came."""
+    return [
+        (d * d_loss).to(dtype) if need else None
+        for d, dtype, need in zip(gradients, dtypes, needs, strict=False)
+    ]
+
+
+def constants_of(tables: Sequence[Tensor | None]) -> list[Tensor]:
+    """Of the tables of rows and columns, in their order, those without a gradient."""
+    names = (*TableSet._fields, *COLUMN_TABLES)
+    return [
+        table
+        for table, name in zip(tables, names, strict=True)
+        if table is not None and name not in TableGradientSet._fields
+    ]
