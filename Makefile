@@ -40,7 +40,7 @@ $(VENV)/ready: constraints.txt
 # With CUDA where nvcc is on the PATH. Its warnings and spilled registers are errors.
 # open_clip without its dependencies: of these the loss needs torch alone, and torchvision is a build for another torch.
 $(VENV)/installed: $(VENV)/ready $(SOURCES)
-	GRAINRANK_STRICT=ON $(PIP) install --quiet -c constraints.txt '.[demo,test,peers]'
+	GRAINRANK_STRICT=ON $(PIP) install --quiet -c constraints.txt '.[demo,eval,test,peers]'
 	$(PIP) install --quiet -c constraints.txt --no-deps open_clip_torch
 	touch $@
 

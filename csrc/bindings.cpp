@@ -173,6 +173,66 @@ void define_arguments(py::module_& m, const std::string& suffix) {
 }
 
 template <class T>
+void define_rank_arguments(py::module_& m, const std::string& suffix) {
+    py::class_<RankArgs<T>>(m, ("Ranks_" + suffix).c_str())
+        .def(py::init([](Address levels, int max_level, Address starts, Address column,
+                         Address level, Address similarity) {
+                 return RankArgs<T>{at<const int8_t*>(levels),  max_level,
+                                    at<const int64_t*>(starts), at<const int64_t*>(column),
+                                    at<const int64_t*>(level),  at<const T*>(similarity)};
+             }),
+             py::kw_only(), py::arg("levels"), py::arg("max_level"), py::arg("starts"),
+             py::arg("column"), py::arg("level"), py::arg("similarity"));
+    py::class_<PositiveArgs<T>>(m, ("Positives_" + suffix).c_str())
+        .def(py::init([](Address levels, Address starts, Address row, Address column, Address level,
+                         Address similarity) {
+                 return PositiveArgs<T>{at<const int8_t*>(levels), at<const int64_t*>(starts),
+                                        at<int64_t*>(row),         at<int64_t*>(column),
+                                        at<int64_t*>(level),       at<T*>(similarity)};
+             }),
+             py::kw_only(), py::arg("levels"), py::arg("starts"), py::arg("row"), py::arg("column"),
+             py::arg("level"), py::arg("similarity"));
+    py::class_<ExactArgs<T>>(m, ("Exact_" + suffix).c_str())
+        .def(py::init([](Ties ties, Address above, Address order, Address sorted, Address counts) {
+                 return ExactArgs<T>{ties, at<int64_t*>(above), at<int64_t*>(order), at<T*>(sorted),
+                                     at<int32_t*>(counts)};
+             }),
+             py::kw_only(), py::arg("ties"), py::arg("above"), py::arg("order"), py::arg("sorted"),
+             py::arg("counts"));
+    py::class_<StepArgs<T>>(m, ("Step_" + suffix).c_str())
+        .def(py::init([](bool upper_bound, double temperature, double rho, double delta,
+                         double offset) {
+                 return StepArgs<T>{upper_bound, static_cast<T>(temperature), static_cast<T>(rho),
+                                    static_cast<T>(delta), static_cast<T>(offset)};
+             }),
+             py::kw_only(), py::arg("upper_bound"), py::arg("temperature"), py::arg("rho") = 0,
+             py::arg("delta") = 0, py::arg("offset") = 0);
+    py::class_<SmoothArgs<T>>(m, ("Smooth_" + suffix).c_str())
+        .def(py::init([](const StepArgs<T>& step, Address above, Address slope, Address at_least) {
+                 return SmoothArgs<T>{step, at<double*>(above), at<double*>(slope),
+                                      at<int64_t*>(at_least)};
+             }),
+             py::kw_only(), py::arg("step"), py::arg("above"), py::arg("slope"),
+             py::arg("at_least"));
+    py::class_<RankGradientArgs<T>>(m, ("RankGradient_" + suffix).c_str())
+        .def(py::init([](const StepArgs<T>& step, Address d_above, Address own) {
+                 return RankGradientArgs<T>{step, at<const T*>(d_above), at<const T*>(own)};
+             }),
+             py::kw_only(), py::arg("step"), py::arg("d_above"), py::arg("own"));
+}
+
+// A pass over a block and the arguments of its own.
+template <class T, class... Args>
+void define_rank_pass(py::module_& m, const char* name,
+                      void (*Passes<T>::*pass)(const Block<T>&, const Args&...)) {
+    m.def(name, [pass](const std::string& set, const Block<T>& block, const Args&... args) {
+        const auto run = passes<T>(set).*pass;
+        py::gil_scoped_release release;
+        run(block, args...);
+    });
+}
+
+template <class T>
 void define_passes(py::module_& m, const std::string& suffix) {
     using B = Block<T>;
     m.def(
@@ -207,6 +267,22 @@ void define_passes(py::module_& m, const std::string& suffix) {
             return static_cast<int>(pass.softplus(block, levels, in));
         },
         py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("arguments"));
+    m.def(
+        "block_levels",
+        [](const std::string& set, const B& block, const LevelArgs& levels, Address out,
+           Address count) {
+            const auto& pass = passes<T>(set);
+            py::gil_scoped_release release;
+            return static_cast<int>(
+                pass.block_levels(block, levels, at<int8_t*>(out), at<int64_t*>(count)));
+        },
+        py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("out"),
+        py::arg("count"));
+    define_rank_pass<T, PositiveArgs<T>>(m, "positives", &Passes<T>::positives);
+    define_rank_pass<T, RankArgs<T>, ExactArgs<T>>(m, "exact_ranks", &Passes<T>::exact_ranks);
+    define_rank_pass<T, RankArgs<T>, SmoothArgs<T>>(m, "smooth_ranks", &Passes<T>::smooth_ranks);
+    define_rank_pass<T, RankArgs<T>, RankGradientArgs<T>>(m, "rank_gradient",
+                                                          &Passes<T>::rank_gradient);
     m.def(("norms_" + suffix).c_str(),
           [](const std::string& set, Address x, int64_t row_stride, int64_t rows,
              const std::vector<int64_t>& prefixes, Address norms, Address unit, int num_threads) {
@@ -268,6 +344,13 @@ PYBIND11_MODULE(_native, m) {
     define_levels(m);
     define_arguments<float>(m, "f32");
     define_arguments<double>(m, "f64");
+    py::enum_<Ties>(m, "Ties")
+        .value("FIRST", Ties::kFirst)
+        .value("LAST", Ties::kLast)
+        .value("OPTIMISTIC", Ties::kOptimistic)
+        .value("PESSIMISTIC", Ties::kPessimistic);
+    define_rank_arguments<float>(m, "f32");
+    define_rank_arguments<double>(m, "f64");
     define_passes<float>(m, "f32");
     define_passes<double>(m, "f64");
     m.attr("MOMENT_ROWS") = kMomentRows;

@@ -2,9 +2,12 @@
 // its namespace, GRAINRANK_VECTOR_BYTES is the size of its vectors (0: plain numbers).
 #include "passes.h"
 
+#include "exact_ranks.h"
 #include "gradient_pass.h"
 #include "parallel.h"
+#include "rank_levels.h"
 #include "row_pass.h"
+#include "smooth_ranks.h"
 #include "softplus_pass.h"
 #include "table_pass.h"
 
@@ -120,6 +123,38 @@ Status softplus_sums(const Block<T>& block, const LevelArgs& levels, const Softp
     return for_each(pass, block.rows, kRowsPerPiece, block.num_threads, softplus_row<T>);
 }
 
+template <class T>
+Status block_levels(const Block<T>& block, const LevelArgs& levels, int8_t* out, int64_t* count) {
+    const LevelPass<T> pass{block, levels, out, count};
+    return for_each(pass, block.rows, kRowsPerPiece, block.num_threads, level_row<T>);
+}
+
+template <class T>
+void positives(const Block<T>& block, const PositiveArgs<T>& out) {
+    const PositivePass<T> pass{block, out};
+    for_each(pass, block.rows, kRowsPerPiece, block.num_threads, positive_row<T>);
+}
+
+// Rows differ in their positives, and so in their work: one at a time.
+
+template <class T>
+void exact_ranks(const Block<T>& block, const RankArgs<T>& in, const ExactArgs<T>& out) {
+    const ExactPass<T> pass{block, in, out};
+    for_each(pass, block.rows, 1, block.num_threads, exact_row<T>);
+}
+
+template <class T>
+void smooth_ranks(const Block<T>& block, const RankArgs<T>& in, const SmoothArgs<T>& out) {
+    const SmoothPass<T> pass{block, in, out};
+    for_each(pass, block.rows, 1, block.num_threads, smooth_row<T>);
+}
+
+template <class T>
+void rank_gradient(const Block<T>& block, const RankArgs<T>& in, const RankGradientArgs<T>& out) {
+    const RankGradientPass<T> pass{block, in, out};
+    for_each(pass, block.rows, 1, block.num_threads, rank_gradient_row<T>);
+}
+
 constexpr int64_t kEmbeddingsPerPiece = 64;
 
 template <class T>
@@ -148,6 +183,11 @@ Passes<T> passes() {
     return {tables<T>,
             gradients<T>,
             softplus_sums<T>,
+            block_levels<T>,
+            positives<T>,
+            exact_ranks<T>,
+            smooth_ranks<T>,
+            rank_gradient<T>,
             norms<T>,
             finish<T>,
             over_array<T, exponential<T>>,

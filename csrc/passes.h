@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "level_args.h"
+#include "rank_args.h"
 
 namespace grainrank {
 
@@ -155,6 +156,12 @@ struct Passes {
     // The similarities are replaced by G, the gradient of `scale * s`, times the block's factors.
     Status (*gradients)(const Block<T>&, const LevelArgs&, const GradientArgs<T>&);
     Status (*softplus)(const Block<T>&, const LevelArgs&, const SoftplusArgs<T>&);
+    // Levels int8 [R, M] as the rows see them, and the pairs of each level [R, L + 1].
+    Status (*block_levels)(const Block<T>&, const LevelArgs&, int8_t* levels, int64_t* count);
+    void (*positives)(const Block<T>&, const PositiveArgs<T>&);
+    void (*exact_ranks)(const Block<T>&, const RankArgs<T>&, const ExactArgs<T>&);
+    void (*smooth_ranks)(const Block<T>&, const RankArgs<T>&, const SmoothArgs<T>&);
+    void (*rank_gradient)(const Block<T>&, const RankArgs<T>&, const RankGradientArgs<T>&);
     void (*norms)(const NormArgs<T>&);
     void (*finish)(const FinishArgs<T>&);
     void (*exponential)(const T* x, T* y, int64_t n);

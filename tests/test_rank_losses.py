@@ -173,7 +173,6 @@ def test_own_gains_and_relevance() -> None:
     [
         (smooth_ap_loss, {"temperature": 0.0}, "temperature must be positive"),
         (smooth_ap_loss, {"direction": "joint", **JOINT}, "has no form for losses on ranks"),
-        (smooth_ap_loss, {"backend": "cpu"}, 'backend must be "auto" or "reference"'),
         (smooth_recall_loss, {"ks": (0,)}, "ks must be cut-offs"),
         (smooth_recall_loss, {"rank_temperature": -1.0}, "rank_temperature must be positive"),
         (smooth_ndcg_loss, {"gain": "log"}, "gain must be one of"),

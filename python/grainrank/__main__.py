@@ -13,6 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand and returns its exit code."""
     from .check.main import add_parser as add_check
     from .demo.main import add_parser as add_demo
+    from .evaluation.main import add_parser as add_evaluate
 
     parser = argparse.ArgumentParser(
         prog="grainrank", description="In-batch multi-level ranking loss for embedding models."
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     add_demo(commands)
     add_check(commands)
+    add_evaluate(commands)
     arguments = parser.parse_args(argv)
     return int(arguments.run(arguments))
 

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import logging
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from .sweep import (
     sweep_tables,
 )
 from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, TableSet
+
+if TYPE_CHECKING:
+    from .ranks.passes import RankPasses
 
 Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
@@ -177,14 +180,35 @@ def _passes(batch: Batch, backend: str) -> Passes | None:
     if name == "cuda":
         make = importlib.import_module("grainrank.cuda_passes").CudaPasses
         return make(batch)
+    _check_native()
+    make = importlib.import_module("grainrank.cpu").CpuPasses
+    return make(batch)
+
+
+def _check_native() -> None:
     error = _native_error()
     if error is not None:
         raise RuntimeError(
             f'backend="cpu" needs the native library, which did not load ({error}); '
             f'reinstall grainrank with a C++ compiler, or use backend="reference"'
         )
-    make = importlib.import_module("grainrank.cpu").CpuPasses
-    return make(batch)
+
+
+def rank_passes(batch: Batch, backend: str) -> RankPasses | None:
+    """The fused passes over ranks, or None for the reference."""
+    name = resolve(backend, batch.queries.device)
+    if name == "reference":
+        return None
+    if name == "cpu":
+        _check_native()
+    classes = {
+        "cpu": ("grainrank.cpu_ranks", "CpuRankPasses"),
+        "cuda": ("grainrank.cuda_ranks", "CudaRankPasses"),
+        "triton": ("grainrank.triton_ranks", "TritonRankPasses"),
+    }
+    module, cls = classes[name]
+    passes: RankPasses = getattr(importlib.import_module(module), cls)(batch)
+    return passes
 
 
 def tables(

@@ -211,12 +211,12 @@ class CpuPasses:
             **{name: _address(t) for name, t in tables.items() if name not in ("softplus", "slope")}
         )
 
-    def _run(self, function: Any, block: Block, **arguments: Any) -> None:
+    def _block(self, block: Block) -> Any:
         s = block.similarities
         assert s is not None  # and the gradient is written over it
         rows, columns = s.shape
         circle = self._batch.circle
-        given = self._make("Block")(
+        return self._make("Block")(
             similarities=s.data_ptr(),
             rows=rows,
             columns=columns,
@@ -230,6 +230,8 @@ class CpuPasses:
             ceilings=self._ceilings_at(block),
             num_threads=torch.get_num_threads(),
         )
-        levels = self._levels.at(block.start, block.start + rows)
-        if function(self._set, given, levels, **arguments) != 0:
+
+    def _run(self, function: Any, block: Block, **arguments: Any) -> None:
+        levels = self._levels.at(block.start, block.start + block.shape[0])
+        if function(self._set, self._block(block), levels, **arguments) != 0:
             raise level_range_error(self._batch.levels.max_level)

@@ -35,7 +35,7 @@ class Block(NamedTuple):
     similarities: Tensor | None  # [R, M + Q]; None: the passes compute the product
     gradient: Tensor | None  # [R, M + Q], out; may be the memory of the similarities
     queries: Tensor  # [R, D], the rows of the product
-    candidates: Tensor  # [M + Q, D]
+    candidates: Tensor  # [M + Q, D]; without rows where they were read and given back
     start: int  # its first row in the batch
     prefix: int
     row_factors: Tensor | None  # [R]
@@ -45,6 +45,9 @@ class Block(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """R, M + Q."""
+        if self.similarities is not None:
+            rows, columns = self.similarities.shape
+            return rows, columns
         return self.queries.shape[0], self.candidates.shape[0]
 
     def at(self, row: Tensor, column: Tensor, dtype: torch.dtype) -> Tensor:
@@ -164,13 +167,18 @@ class RowBlocks:
     """Iterates over the row blocks; the next one uses the workspace again.
 
     `bound`: of the gradients of the tables, where gradients will be written. `columns`: whether
-    column tables will be computed.
+    column tables will be computed. `kept_bytes`: what is kept of every pair of a block besides.
     """
 
     def __init__(
-        self, batch: Batch, passes: Passes, bound: Tensor | None = None, columns: bool = False
+        self,
+        batch: Batch,
+        passes: Passes,
+        bound: Tensor | None = None,
+        columns: bool = False,
+        kept_bytes: int = 0,
     ) -> None:
-        self.batch, self.passes = batch, passes
+        self.batch, self.passes, self._kept_bytes = batch, passes, kept_bytes
         self._columns, self._with_gradients, self._bound = columns, bound is not None, bound
         self._queries = self._operand(batch.queries) if passes.factored else None
 
@@ -208,7 +216,7 @@ class RowBlocks:
         own = self._with_gradients and (passes.fused or passes.operand_dtype != batch.dtype)
         pair_bytes = 0.0 if passes.fused else prefixes * batch.dtype.itemsize
         pair_bytes += prefixes * passes.operand_dtype.itemsize if own else 0
-        pair_bytes += 4 * batch.levels.num_references
+        pair_bytes += 4 * batch.levels.num_references + self._kept_bytes
         pair_bytes += passes.column_table_bytes if self._columns else 0
         rows = block_rows(n, columns * pair_bytes, batch.workspace_mb)
         apart = -(-columns // passes.row_multiple) * passes.row_multiple

@@ -89,7 +89,7 @@ class TritonPasses(GpuPasses):
         width: Width = "narrow" if full and columns is not None else "middle" if full else "wide"
         launch = self._launch(width)
         row_tiles = triton.cdiv(r, launch.rows)
-        splits, tiles_per_split = _splits(row_tiles, triton.cdiv(m, launch.columns))
+        splits, tiles_per_split = column_splits(row_tiles, triton.cdiv(m, launch.columns))
         table_columns = 0 if columns is None else columns.lse.shape[0]
         row_parts = self._parts(splits, r, full)
         column_parts = self._parts(row_tiles, table_columns, full)
@@ -152,7 +152,7 @@ class TritonPasses(GpuPasses):
         launch = self._launch("middle")
         levels = self._batch.levels.max_level + 1
         row_tiles = triton.cdiv(r, launch.rows)
-        splits, tiles_per_split = _splits(row_tiles, triton.cdiv(m, launch.columns))
+        splits, tiles_per_split = column_splits(row_tiles, triton.cdiv(m, launch.columns))
         parts = self.empty(2, splits, r, levels)
         sources, exclusions, row_ceilings, _, *judged = self._levels_at(block)
         triton_launch.run(
@@ -242,11 +242,11 @@ def _gradient(block: Block) -> tuple[Any, ...]:
     return block.gradient, block.gradient.stride(0), block.unit
 
 
-def _splits(row_tiles: int, column_tiles: int) -> tuple[int, int]:
+def column_splits(row_tiles: int, column_tiles: int) -> tuple[int, int]:
     """Into how many parts the columns are split, and the tiles of one: enough programs to fill a
     GPU, whatever the number of rows.
     """
-    wanted = min(column_tiles, triton.cdiv(PROGRAMS, row_tiles))
+    wanted = min(column_tiles, triton.cdiv(PROGRAMS, max(row_tiles, 1)))
     tiles_per_split = triton.cdiv(column_tiles, wanted)
     return triton.cdiv(column_tiles, tiles_per_split), tiles_per_split
 

@@ -7,11 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from rank_sweeps import STEPS
 from test_level_sources import sources
 
 import grainrank
-from grainrank import GrainKeys, LevelSource
-from grainrank.testing import DTYPES, Shape, make_inputs
+from grainrank import DenseLevels, GrainKeys, LevelSource
+from grainrank.batch import Batch
+from grainrank.ceilings import resolve_ceilings
+from grainrank.gpu_ranks import count_levels
+from grainrank.row_blocks import RowBlocks
+from grainrank.testing import DTYPES, Shape, make_dense_levels, make_inputs
+from grainrank.triton_ranks import TritonRankPasses
 
 __all__ = ["configurations"]
 
@@ -54,7 +60,16 @@ def configurations(target: str) -> list[tuple[str, Step]]:
         _step("multi_level", "bf16", "vendor", "matryoshka", matryoshka_dims=(64, 256, 768)),
         _step("multi_level", "bf16", "fused", "ragged", shape=RAGGED),
     ]
+    steps += [_ranks("first", dtype) for dtype in ("fp32", "fp64")]
+    steps += [_ranks(name, dtype) for name in STEPS for dtype in ("bf16", "fp16", "fp32", "fp64")]
+    steps.append(_ranks("upper_bound", "fp32", "ragged", shape=RAGGED))
+    for dtype in ("fp32", "fp64"):
+        steps.append(_ranks("upper_bound", dtype, "nine_levels", max_level=8))
     if target in WITH_SOURCES:
+        steps += [_ranks(ties, "fp32") for ties in ("last", "optimistic", "pessimistic")]
+        for name, source in sources(SHAPE.N, SHAPE.M).items():
+            steps.append(_ranks("first", "bf16", name.replace(" ", "_"), levels=source))
+        steps.append(_ranks("first", "bf16", "ceilings", levels=_judged()))
         steps.append(_ceilings())
         for name, source in sources(SHAPE.N, SHAPE.M).items():
             steps.append(_step("info_nce", "bf16", "fused", name.replace(" ", "_"), source))
@@ -62,14 +77,55 @@ def configurations(target: str) -> list[tuple[str, Step]]:
 
 
 def _ceilings() -> tuple[str, Step]:
-    """Of a guide's similarities, with curated ids: the most that a level may depend on."""
+    return _step("info_nce-symmetric", "bf16", "fused", "ceilings", _judged())
+
+
+def _judged() -> LevelSource:
+    """By a guide's similarities, with curated ids: the most that a level may depend on."""
     inputs = make_inputs(SHAPE, seed=0)
-    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys).false_negative_margin(
+    return GrainKeys(inputs.query_keys, inputs.candidate_keys).false_negative_margin(
         0.05,
         reference=(inputs.queries[:, :16].contiguous(), inputs.candidates[:, :16].contiguous()),
         curated=(torch.arange(SHAPE.N), torch.arange(SHAPE.M)),
     )
-    return _step("info_nce-symmetric", "bf16", "fused", "ceilings", levels)
+
+
+def _ranks(
+    step: str,
+    dtype: str,
+    variant: str = "",
+    *,
+    levels: LevelSource | None = None,
+    shape: Shape = SHAPE,
+    max_level: int = 3,
+) -> tuple[str, Step]:
+    """A step of ranks: `step` is a surrogate, or says how ties are broken."""
+    run = functools.partial(_run_ranks, step, dtype, levels, shape, max_level)
+    return "-".join(filter(None, ("ranks", step, dtype, variant))), run
+
+
+def _run_ranks(
+    name: str, dtype: str, levels: LevelSource | None, shape: Shape, max_level: int
+) -> None:
+    inputs = make_inputs(shape, DTYPES[dtype], seed=0)
+    given = levels or GrainKeys(inputs.query_keys, inputs.candidate_keys)
+    batch = Batch(*inputs[:2], torch.ones(()), given)
+    batch = resolve_ceilings(batch._replace(scale=batch.scale.to(batch.dtype)), "reference", False)
+    passes = TritonRankPasses(batch)
+    (item,) = RowBlocks(batch, passes, bound=batch.scale)
+    (block,) = item.blocks
+    passes.block_levels(block)
+    if levels is not None:
+        return
+    # Nothing was launched: the levels are others, so that there are positives.
+    dense = make_dense_levels(shape, max_level, seed=0)
+    passes = TritonRankPasses(batch._replace(levels=DenseLevels(dense, max_level)))
+    positives = passes.positives(block, dense, count_levels(dense, max_level))
+    if name not in STEPS:
+        passes.exact_ranks(block, dense, positives, name)
+        return
+    sums = passes.smooth_ranks(block, dense, positives, STEPS[name])
+    passes.rank_gradient_(block, dense, positives, STEPS[name], sums.above, sums.above[:, 0])
 
 
 def _step(

@@ -13,9 +13,11 @@ import pytest
 import torch
 from ptxsim import SimulatorError
 from ptxsim.driver import use
+from rank_sweeps import STEPS, smooth
 from test_accuracy_losses import step
+from test_triton_ranks import case, graded
 
-from grainrank import triton_passes
+from grainrank import triton_passes, triton_ranks
 from grainrank.testing import Shape, make_inputs
 
 KERNELS = Path(triton_passes.level_tables.fn.__code__.co_filename).parent
@@ -23,6 +25,7 @@ NAMES = {
     "tables": ("level_tables", "merge_tables"),
     "gradients": ("gradient_block", "softplus_sums"),
     "rows": ("row_norms", "finish_rows"),
+    "ranks": ("block_levels", "rank_sums", "rank_gradient"),
 }
 TALL, SHORT = Shape(65, 65, 24, 3), Shape(3, 300, 24, 3)  # several row tiles; split columns
 
@@ -46,8 +49,9 @@ def planted(file: str, old: str, new: str, folder: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(folder)
     for module_name, kernels in NAMES.items():
         module: ModuleType = importlib.import_module(f"{package.name}.{module_name}")
+        owner = triton_ranks if module_name == "ranks" else triton_passes
         for kernel in kernels:
-            monkeypatch.setattr(triton_passes, kernel, getattr(module, kernel))
+            monkeypatch.setattr(owner, kernel, getattr(module, kernel))
 
 
 @pytest.mark.parametrize(
@@ -103,6 +107,37 @@ def test_fault_in_a_kernel(
     planted(file, old, new, tmp_path, monkeypatch)
     with pytest.raises(SimulatorError, match=message):
         run(shape)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "at = (split * P + p) * LEVELS + group",
+            "at = p * LEVELS + group",
+            "write-write race .* of another block",
+        ),
+        ("mask = group < LEVELS", "mask = group >= 0", "race|out-of-bounds"),
+        (
+            "tl.load(at, mask=in_columns[None, :], other=-1)",
+            "tl.load(at)",
+            "out-of-bounds global read .* of buffer 'levels'",
+        ),
+        (
+            "tl.store(at, level.to(tl.int8), mask=in_rows[:, None] & in_columns[None, :])",
+            "tl.store(at, level.to(tl.int8), mask=in_rows[:, None])",
+            "race|out-of-bounds global write",
+        ),
+    ],
+    ids=["parts", "lanes", "read", "write"],
+)
+def test_fault_in_a_kernel_of_ranks(
+    old: str, new: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = case(3, 600, torch.float32, graded(3, 600, 2))  # three levels, of four lanes
+    planted("ranks.py", old, new, tmp_path, monkeypatch)
+    with pytest.raises(SimulatorError, match=message), use(80, seed=1):
+        smooth(given, triton_ranks.TritonRankPasses, STEPS["sigmoid"])
 
 
 def test_fewer_features_than_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,15 +99,17 @@ def _margin_with_memory(data: Data) -> Any:
 def _with_memory(
     loss: Callable[..., Tensor],
     levels: Callable[[Data], Any] = _keys_with_memory,
+    scaled: bool = True,
     **options: Any,
 ) -> Step:
     def step(x: Leaves, data: Data, where: dict[str, Any]) -> Tensor:
+        scale = {"logit_scale": x.scale} if scaled else {}
         return loss(
             x.queries,
             x.candidates,
             levels(data),
-            logit_scale=x.scale,
             memory=data.memory,
+            **scale,
             **options,
             **where,
         )
@@ -274,6 +276,16 @@ CASES: dict[str, Case] = {
     ),
     "smooth-ndcg-sparse": Case(
         _of(gr.smooth_ndcg_loss, lambda d: _sparse(d.all_levels), scaled=False, temperature=0.1),
+        ring=False,
+    ),
+    "lambda": Case(_of(gr.lambda_loss, scaled=False, k=3, temperature=0.2), ring=False),
+    "lambda-rows-memory": Case(
+        _with_memory(gr.lambda_loss, scaled=False, k=3, scheme="ndcg2++", reduction="none"),
+        local=True,
+        ring=False,
+    ),
+    "lambda-symmetric": Case(
+        _of(gr.lambda_loss, scaled=False, k=3, scheme="lambdarank", direction="symmetric"),
         ring=False,
     ),
     "head": Case(_head(_hinge)),

@@ -14,6 +14,7 @@ from .contrastive import (
 )
 from .evaluate import head_loss
 from .graded import CSLLoss, HMLCLoss, RINCELoss, csl_loss, hmlc_loss, rince_loss
+from .lambda_rank import LambdaLoss, lambda_loss
 from .metric_learning import (
     CircleLoss,
     MultiSimilarityLoss,
@@ -57,6 +58,7 @@ __all__ = [
     "HardNegativeNCELoss",
     "HierarchicalAPLoss",
     "InfoNCELoss",
+    "LambdaLoss",
     "ListNetLoss",
     "MultiLevelRankingLoss",
     "MultiSimilarityLoss",
@@ -81,6 +83,7 @@ __all__ = [
     "hierarchical_ap_loss",
     "hmlc_loss",
     "info_nce_loss",
+    "lambda_loss",
     "level_statistics",
     "list_net_loss",
     "multi_level_ranking_loss",

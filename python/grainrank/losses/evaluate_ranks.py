@@ -11,26 +11,38 @@ from ..batch import Batch
 from ..distributed.columns import Gathered
 from ..distributed.sums import gathered_columns
 from ..ranks import PositiveRanks
-from ..ranks.blocks import rows_of
-from ..ranks.smooth import smooth_ranks
-from ..row_blocks import DEFAULT_WORKSPACE
+from ..ranks.compute import smooth
+from ..ranks.surrogates import surrogate_of
 from .evaluate import over_all_rows, swapped
 from .options import Problem
 
 Head = Callable[[PositiveRanks], Tensor]  # the losses of the rows `[N]`
+#: The losses of the rows of one prefix `[N]`, and the pairs of each level `[N, L + 1]`.
+RowLosses = Callable[[Batch], tuple[Tensor, Tensor]]
 
 
 def evaluate_ranks(problem: Problem, head: Head, temperature: float, surrogate: str) -> Tensor:
     """The loss: `head` takes the smooth ranks of a prefix and gives the losses of the rows."""
+    step = surrogate_of(surrogate, temperature)
+
+    def of_rows(prefix: Batch) -> tuple[Tensor, Tensor]:
+        ranks = smooth(prefix, problem.backend, step)
+        return head(ranks), ranks.count
+
+    return evaluate_rows(problem, of_rows)
+
+
+def evaluate_rows(problem: Problem, of_rows: RowLosses) -> Tensor:
+    """The loss, from whole rows: each with the candidates of all ranks."""
     if problem.direction == "joint":
         raise ValueError(
             'direction="joint" has no form for losses on ranks; use "query_to_candidate", '
             '"candidate_to_query" or "symmetric"'
         )
-    if problem.backend not in ("auto", "reference"):
+    if problem.batch.product == "fused":
         raise ValueError(
-            f"losses on ranks are computed by PyTorch, without kernels of their own; "
-            f'backend must be "auto" or "reference", got "{problem.backend}"'
+            'product="fused" has no form for losses on ranks, whose kernels read a row block; '
+            "leave product out"
         )
     if problem.shards is not None and problem.shards.transport == "ring":
         raise ValueError(
@@ -41,36 +53,27 @@ def evaluate_ranks(problem: Problem, head: Head, temperature: float, surrogate: 
         batches.append(swapped(problem.batch))
     sides = []
     for batch in batches:
-        parts, ranks = [], None
+        parts, count = [], None
         for weight, prefix in zip(problem.dim_weights, _prefixes(_whole(batch)), strict=True):
-            ranks = _ranks(prefix, temperature, surrogate)
-            parts.append(weight * head(ranks))
-        assert ranks is not None
+            with torch.autocast(batch.queries.device.type, enabled=False):
+                losses, count = of_rows(prefix)
+            parts.append(weight * losses)
+        assert count is not None
         losses = torch.stack(parts).sum(dim=0)
         if problem.reduction != "none":
-            losses = over_all_rows(problem, losses.sum(), ranks.count)
+            losses = over_all_rows(problem, losses.sum(), count)
         sides.append(losses)
     return torch.stack(sides).mean(dim=0)
 
 
-def _ranks(batch: Batch, temperature: float, surrogate: str) -> PositiveRanks:
-    sides = batch.queries, batch.candidates
-    q, c = (rows_of(x, batch.dtype, batch.normalize) for x in sides)
-    workspace = batch.workspace_mb or DEFAULT_WORKSPACE / 2**20
-    return smooth_ranks(q, c, batch.levels, temperature, surrogate, workspace)
-
-
 def _whole(batch: Batch) -> Batch:
-    """The own rows with the candidates of all ranks, and no memory apart."""
+    """The own rows with the candidates of all ranks."""
     if batch.shards is not None:
         whole = Gathered(batch).whole()
         memory = whole.all_candidates(batch.dtype)[len(whole.candidates) :]
         candidates = gathered_columns(batch.candidates, whole.candidates, batch.shards)
         batch = whole._replace(candidates=candidates, memory=memory, arrival=None)
-    if batch.memory is None:
-        return batch
-    both = torch.cat([batch.candidates.to(batch.dtype), batch.memory.to(batch.dtype)])
-    return batch._replace(queries=batch.queries.to(batch.dtype), candidates=both, memory=None)
+    return batch
 
 
 def _prefixes(batch: Batch) -> Iterator[Batch]:
@@ -78,6 +81,7 @@ def _prefixes(batch: Batch) -> Iterator[Batch]:
         yield batch._replace(
             queries=batch.queries[:, :width],
             candidates=batch.candidates[:, :width],
+            memory=None if batch.memory is None else batch.memory[:, :width],
             levels=batch.levels.of_prefix(p),
             dims=(),
         )

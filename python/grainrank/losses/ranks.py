@@ -35,6 +35,12 @@ def smooth_ap_loss(
         loss_i = 1 - mean_p (1 + sum_{positives j != p} h_jp) / (1 + sum_{j != p} h_jp)
         h_jp = sigmoid((s_ij - s_ip) / temperature)
 
+    In the public code, whose batch ranks itself, every query is a candidate and a positive of its
+    own: `smooth_ap_loss(x, x, GrainKeys(y[:, None], y[:, None]))` equals it, on embeddings that it
+    takes as they are; `exclude(ids, ids)` leaves that pair out. pytorch-metric-learning's
+    SmoothAPLoss is the same where there are as many classes as items in each; in other batches it
+    exchanges the two numbers, and takes other items for positives.
+
     Args:
         queries: embeddings `[N, D]`.
         candidates: embeddings `[M, D]`.
@@ -79,6 +85,13 @@ def hierarchical_ap_loss(
 
     with h the upper bound of the step of `grainrank.ranks.surrogates`: only candidates of lower
     levels push. The relevance of level l is `(l / L) / count_l` of the row, or `relevance[l]`.
+
+    The same as HAPPIER's public `HAPLoss` with its defaults on a batch that ranks itself, in which
+    the query is a positive of its own, of level L and counted there: `hierarchical_ap_loss(x, x,
+    GrainKeys(labels, labels))`, without `exclude`; `match="count"` where labels are not nested. Its
+    relevance is `(l / (L - 1)) / count_l`, a multiple of ours that cancels. Its exponent `alpha`
+    needs numbers of `relevance`, which here are the same for all rows; its option `with_hrank`, a
+    numerator with a gradient, has no form.
 
     Args:
         queries: embeddings `[N, D]`.
@@ -125,6 +138,12 @@ def smooth_recall_loss(
     """One minus the smooth recall at k, the mean over several k; levels are pooled.
 
         loss_i = 1 - mean_k mean_p sigmoid((k - rank_p) / rank_temperature)
+
+    The public code leaves the query among its own candidates, as a negative: level 0 on the
+    diagonal gives the same, and ranks that are one higher than with `exclude(ids, ids)`. It has a
+    temperature of the ranks for each k: take the mean of one call for each. For a k below the
+    number of positives P it bounds their number within k by k, and divides by k; ours is the
+    recall, divided by P.
 
     Args:
         queries: embeddings `[N, D]`.
@@ -173,6 +192,9 @@ def smooth_ndcg_loss(
 
         loss_i = 1 - (1 / ideal) sum_p gain(y_p) / log2(1 + rank_p)
 
+    With `gain="exp2"` and `temperature=1 / alpha` this is 1 plus allRank's approxNDCGLoss, which is
+    the negative nDCG, has gains 2^l - 1 alone, and counts rows without a positive in its mean.
+
     Args:
         queries: embeddings `[N, D]`.
         candidates: embeddings `[M, D]`.
@@ -198,14 +220,18 @@ def smooth_ndcg_loss(
     """
     tau = check_number("temperature", temperature)
     problem = prepare(queries, candidates, levels, fixed_scale=1.0, **options)
-    if isinstance(gain, str):
-        check_choice("gain", gain, ("linear", "exp2"))
-        size = problem.batch.levels.max_level + 1
-        numbers = [float(k if gain == "linear" else 2**k - 1) for k in range(size)]
-        gains = level_numbers("gain", numbers, "L + 1", size, problem)
-    else:
-        gains = _of_levels("gain", gain, problem)
+    gains = gains_of_levels(gain, problem)
     return evaluate_ranks(problem, lambda ranks: heads.smooth_ndcg(ranks, gains), tau, "sigmoid")
+
+
+def gains_of_levels(gain: Gain | Sequence[float] | Tensor, problem: Problem) -> Tensor:
+    """`[L + 1]`, without gradient."""
+    if not isinstance(gain, str):
+        return _of_levels("gain", gain, problem)
+    check_choice("gain", gain, ("linear", "exp2"))
+    size = problem.batch.levels.max_level + 1
+    numbers = [float(k if gain == "linear" else 2**k - 1) for k in range(size)]
+    return level_numbers("gain", numbers, "L + 1", size, problem)
 
 
 def _of_levels(name: str, values: Sequence[float] | Tensor, problem: Problem) -> Tensor:

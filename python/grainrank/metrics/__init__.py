@@ -8,6 +8,9 @@ What equal similarities mean was said when the ranks were made. With `ties="firs
 their ids, is the order of trec_eval (descending ids among equals), and the values equal its own.
 With `"optimistic"` and `"pessimistic"` each positive has its best or its worst place on its own:
 positives that tie share a rank, so that precision and nDCG may exceed 1 under `"optimistic"`.
+
+While training, the ranks that a loss was computed from have exact ones beside them
+(`PositiveRanks.exact`), and level statistics say more (`in_batch`): both cost no product.
 """
 
 from .binary import (
@@ -20,13 +23,16 @@ from .binary import (
 from .graded import level_violation_rate, ndcg_at
 from .grains import WrongTop, grain_of_wrong_top, top_level
 from .hierarchical import hierarchical_average_precision
+from .in_batch import InBatch, in_batch
 from .mean import mean_over_queries
 
 __all__ = [
+    "InBatch",
     "WrongTop",
     "average_precision",
     "grain_of_wrong_top",
     "hierarchical_average_precision",
+    "in_batch",
     "level_violation_rate",
     "mean_over_queries",
     "ndcg_at",

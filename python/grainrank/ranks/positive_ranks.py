@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..backends import Backend, check_backend
 from ..batch import Batch
 from ..ceilings import resolve_ceilings
 from ..levels import LevelSource, as_source
-from ..row_blocks import DEFAULT_WORKSPACE
+from ..levels.ceilings import FalseNegativeMargin
+from ..top_k.rows import Rows, as_rows
 from ..validation import (
     accumulation_dtype,
     check_choice,
     check_embeddings,
-    check_finite,
     check_number,
     check_workspace,
 )
-from .blocks import rows_of
-from .exact import exact_ranks
-from .smooth import smooth_ranks
+from .compute import exact, smooth
+from .surrogates import surrogate_of
 from .table import PositiveRanks
 
 Ties = Literal["first", "last", "optimistic", "pessimistic"]
@@ -29,14 +30,15 @@ _TIES = ("first", "last", "optimistic", "pessimistic")
 
 
 def positive_ranks(
-    queries: Tensor,
-    candidates: Tensor,
+    queries: Tensor | np.ndarray[Any, Any],
+    candidates: Tensor | np.ndarray[Any, Any],
     levels: LevelSource | None = None,
     *,
     temperature: float | None = None,
     surrogate: Literal["sigmoid", "upper_bound"] = "sigmoid",
     ties: Ties | None = None,
     normalize: bool = True,
+    backend: Backend = "auto",
     workspace_mb: float | None = None,
 ) -> PositiveRanks:
     """For every positive the number of candidates of each level above it.
@@ -49,8 +51,10 @@ def positive_ranks(
     differentiable; the backward computes the similarities again.
 
     Args:
-        queries: embeddings `[N, D]`, float16, bfloat16, float32 or float64.
-        candidates: embeddings `[M, D]` of the same dtype and device.
+        queries: embeddings `[N, D]`, float16, bfloat16, float32 or float64. For exact ranks a
+            tensor, or a numpy array or memmap that is read some rows at a time.
+        candidates: embeddings `[M, D]`, likewise, of the same dtype and, if both are tensors, on
+            the same device. Arrays go to the device of the tensor, chunk by chunk.
         levels: a level source; None: candidate i is the positive of query i. The positives are its
             pairs of level 1 and more.
         temperature: of the smooth step, in units of the similarity; None (default): exact.
@@ -61,7 +65,10 @@ def positive_ranks(
             others are. Equal candidates may differ in the last bit of their similarity by where
             they stand in the product.
         normalize: cosine similarity (default); False: dot product.
-        workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB.
+        backend: as for the losses: `"auto"`, `"reference"`, `"cpu"`, `"cuda"` or `"triton"`.
+        workspace_mb: bound of the row block's memory in MiB; None (default): 256 MiB for exact
+            ranks, which read all candidates once for every row block, and as for the losses for
+            smooth ones.
 
     Returns:
         `PositiveRanks`: O(P (L + 1)) memory for P positives.
@@ -77,24 +84,57 @@ def positive_ranks(
         >>> ranks.rank.tolist(), ranks.above.tolist()
         ([2, 3], [[1, 0, 0], [1, 1, 0]])
     """
-    q, c = check_embeddings(queries, candidates)
-    source = as_source(levels)
-    source.check(q.shape[0], c.shape[0], q.device)
     check_choice("ties", ties or "first", _TIES)
     check_choice("surrogate", surrogate, ("sigmoid", "upper_bound"))
-    workspace = check_workspace(workspace_mb) or DEFAULT_WORKSPACE / 2**20
     tau = None if temperature is None else check_number("temperature", temperature)
-    one = torch.ones((), dtype=accumulation_dtype(q.dtype), device=q.device)
-    source = resolve_ceilings(Batch(q, c, one, source, normalize), "auto", columns=False).levels
-    q, c = (rows_of(x, one.dtype, normalize) for x in (q, c))
-    if tau is None:
-        # A NaN would stand above everything.
-        check_finite("queries", q)
-        check_finite("candidates", c)
-        with torch.no_grad():
-            return PositiveRanks(*exact_ranks(q, c, source, ties or "first", workspace))
-    if ties is not None:
+    if tau is not None and ties is not None:
         raise ValueError(
             f'ties belong to exact ranks, got "{ties}" with a temperature; leave one of them out'
         )
-    return smooth_ranks(q, c, source, tau, surrogate, workspace)
+    source = as_source(levels)
+    workspace = check_workspace(workspace_mb)
+    if isinstance(queries, np.ndarray) or isinstance(candidates, np.ndarray):
+        q, c, batch = _of_arrays(queries, candidates, source, normalize)
+    else:
+        batch = _batch(*check_embeddings(queries, candidates), source, normalize)
+        q, c = (as_rows("", x) for x in (batch.queries, batch.candidates))
+    batch = batch._replace(workspace_mb=workspace)
+    check_backend(backend, batch.queries.device)
+    source.check(len(q), len(c), batch.queries.device)
+    batch = resolve_ceilings(batch, backend, columns=False)
+    if tau is not None:
+        if isinstance(queries, np.ndarray) or isinstance(candidates, np.ndarray):
+            raise TypeError(
+                "queries and candidates must be tensors where a temperature is given, got arrays; "
+                "convert them with torch.from_numpy"
+            )
+        return smooth(batch, backend, surrogate_of(surrogate, tau))
+    with torch.no_grad():
+        return exact(q, c, batch, backend, ties or "first")
+
+
+def _batch(q: Tensor, c: Tensor, source: LevelSource, normalize: bool) -> Batch:
+    one = torch.ones((), dtype=accumulation_dtype(q.dtype), device=q.device)
+    return Batch(q, c, one, source, normalize)
+
+
+def _of_arrays(
+    queries: object, candidates: object, source: LevelSource, normalize: bool
+) -> tuple[Rows, Rows, Batch]:
+    """Rows, and a batch of the same sizes that stands for them."""
+    q = as_rows("queries", queries)
+    c = as_rows("candidates", candidates, q.features)
+    for name, rows in (("queries", q), ("candidates", c)):
+        if len(rows) == 0:
+            raise ValueError(f"{name} must have at least one row, got none; skip an empty set")
+    if isinstance(source, FalseNegativeMargin):
+        raise TypeError(
+            "queries and candidates must be tensors where levels have a false_negative_margin, "
+            "got arrays; convert them with torch.from_numpy"
+        )
+    devices = [x.values.device for x in (q, c) if isinstance(x.values, Tensor)]
+    like = torch.empty(
+        (), dtype=torch.promote_types(q.dtype, c.dtype), device=devices[0] if devices else "cpu"
+    )
+    q_like, c_like = (like.expand(len(rows), rows.features) for rows in (q, c))
+    return q, c, _batch(q_like, c_like, source, normalize)

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..levels import LevelSource
 from .blocks import RankBlock, level_counts, rank_blocks, row_ends
-from .surrogates import Surrogate, surrogate_of
+from .surrogates import Surrogate
 from .table import PositiveRanks
 
 _BYTES = 12  # of a pair in the block: similarity, gradient, level
@@ -21,13 +21,12 @@ def smooth_ranks(
     queries: Tensor,
     candidates: Tensor,
     source: LevelSource,
-    temperature: float,
-    surrogate: str,
+    step: Surrogate,
     workspace_mb: float,
 ) -> PositiveRanks:
     """Of rows that are normalised already if they are to be; differentiable."""
     fields = _SmoothRanks.apply(  # type: ignore[no-untyped-call]
-        queries, candidates, source, temperature, surrogate, workspace_mb
+        queries, candidates, source, step, workspace_mb
     )
     return PositiveRanks(*fields)
 
@@ -41,11 +40,9 @@ class _SmoothRanks(torch.autograd.Function):
         queries: Tensor,
         candidates: Tensor,
         source: LevelSource,
-        temperature: float,
-        surrogate: str,
+        step: Surrogate,
         workspace_mb: float,
     ) -> tuple[Tensor, ...]:
-        step = surrogate_of(surrogate, temperature)
         parts: list[tuple[Tensor, ...]] = []
         counts: list[Tensor] = []
         for block in rank_blocks(queries, candidates, source, _BYTES, workspace_mb):
@@ -80,9 +77,10 @@ class _SmoothRanks(torch.autograd.Function):
             for some in _pieces(block, ctx.workspace_mb):
                 _add_gradient(g, block, some, ctx.step, here[some])
             rows = slice(block.start, block.start + len(g))
-            d_queries[rows] = g @ candidates
-            d_candidates += g.T @ queries[rows]
-        return d_queries, d_candidates, None, None, None, None
+            with torch.autocast(g.device.type, enabled=False):
+                d_queries[rows] = g @ candidates
+                d_candidates += g.T @ queries[rows]
+        return d_queries, d_candidates, None, None, None
 
 
 def _pieces(block: RankBlock, workspace_mb: float) -> list[slice]:

@@ -26,9 +26,31 @@ class Surrogate(Protocol):
 
     def slope(self, x: Tensor, below: Tensor) -> Tensor: ...
 
+    @property
+    def steepest(self) -> float:
+        """The largest slope."""
+
+    @property
+    def upper_bound(self) -> bool:
+        """Whether it is the upper bound, else the sigmoid."""
+
+    def numbers(self) -> dict[str, float]:
+        """Its parameters, by name."""
+
 
 class Sigmoid(NamedTuple):
     temperature: float
+
+    @property
+    def steepest(self) -> float:
+        return 1 / (4 * self.temperature)
+
+    @property
+    def upper_bound(self) -> bool:
+        return False
+
+    def numbers(self) -> dict[str, float]:
+        return self._asdict()
 
     def value(self, x: Tensor, below: Tensor) -> Tensor:
         return torch.sigmoid(x / self.temperature)
@@ -43,6 +65,17 @@ class UpperBound(NamedTuple):
     rho: float = 100.0
     delta: float = 0.05
     offset: float = 1.44
+
+    @property
+    def steepest(self) -> float:
+        return max(1 / (4 * self.temperature), self.rho)
+
+    @property
+    def upper_bound(self) -> bool:
+        return True
+
+    def numbers(self) -> dict[str, float]:
+        return self._asdict()
 
     def value(self, x: Tensor, below: Tensor) -> Tensor:
         p = torch.sigmoid(x / self.temperature)

@@ -42,6 +42,23 @@ class PositiveRanks(NamedTuple):
         rows = torch.arange(len(self.indptr) - 1, device=self.indptr.device)
         return torch.repeat_interleave(rows, self.indptr.diff(), output_size=len(self.indices))
 
+    def exact(self) -> PositiveRanks:
+        """Exact ranks, for the metrics: of smooth ones those that were counted with them, with
+        `ties="pessimistic"`.
+
+        Example:
+            One sweep for the loss and for what is logged beside it:
+
+            >>> q, c = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0))
+            >>> ranks = positive_ranks(q.requires_grad_(), c, temperature=0.01)
+            >>> loss = heads.smooth_ap(ranks).mean()
+            >>> metrics.recall_at(ranks.exact(), 1).mean().item()
+            0.0
+        """
+        if self.at_least is None:
+            return self
+        return self._replace(above=self.at_least, at_least=None)
+
     def by_row(self, values: Tensor) -> Tensor:
         """Sums `[N]` of values `[P]` over the positives of each row; differentiable."""
         lengths = self.indptr.diff()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -38,10 +39,17 @@ class Rows(NamedTuple):
         """`[stop - start, D]` of the dtype and device of `like`; `unit`: of length 1."""
         part = self.values[start:stop]
         if not isinstance(part, Tensor):
-            # A copy: the file's memory may be read-only, and of the other byte order.
-            part = torch.from_numpy(np.array(part, dtype=part.dtype.newbyteorder("=")))
+            part = _as_tensor(part)
         part = part.to(like.device).to(like.dtype)
         return unit_rows(part, dim=1) if unit else part
+
+
+def _as_tensor(part: np.ndarray[Any, Any]) -> Tensor:
+    """Of the same memory where it lies in order, and has the byte order of this machine."""
+    native = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(native)  # that is only read
 
 
 def as_rows(name: str, value: object, features: int | None = None) -> Rows:

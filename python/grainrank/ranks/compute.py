@@ -1,0 +1,88 @@
+"""Ranks of a batch, by the passes of a backend or by the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .. import backends
+from ..batch import Batch
+from ..row_blocks import DEFAULT_WORKSPACE
+from ..table_sets import Needs
+from ..top_k.rows import Rows
+from .blocks import rows_of
+from .exact import exact_ranks
+from .smooth import smooth_ranks
+from .streamed import StreamedBlocks
+from .surrogates import Surrogate
+from .sweep import sweep_exact, sweep_rank_gradients, sweep_smooth
+from .table import PositiveRanks
+
+EXACT_WORKSPACE = 256.0  # MiB: each block of rows reads all candidates anew
+
+
+def exact(queries: Rows, candidates: Rows, batch: Batch, backend: str, ties: str) -> PositiveRanks:
+    """Exact ranks of rows that are read some at a time; `batch` has everything else."""
+    workspace = batch.workspace_mb or EXACT_WORKSPACE
+    passes = backends.rank_passes(batch, backend)
+    if passes is None:
+        like = torch.empty(0, dtype=batch.dtype, device=batch.queries.device)
+        q, c = (rows.read(0, len(rows), like, batch.normalize) for rows in (queries, candidates))
+        with torch.autocast(like.device.type, enabled=False):
+            return PositiveRanks(*exact_ranks(q, c, batch.levels, ties, workspace))
+    like = torch.empty(0, dtype=passes.operand_dtype, device=batch.queries.device)
+    references = batch.levels.num_references
+    blocks = StreamedBlocks(
+        queries, candidates, passes, like, batch.normalize, references, workspace
+    )
+    return PositiveRanks(*sweep_exact(blocks, passes, ties))
+
+
+def smooth(batch: Batch, backend: str, step: Surrogate) -> PositiveRanks:
+    """Smooth ranks, differentiable. One prefix; no candidates of other ranks."""
+    if backends.resolve(backend, batch.queries.device) != "reference" and len(batch.queries) > 0:
+        *fields, _ = _SweptRanks.apply(  # type: ignore[no-untyped-call]
+            batch.queries, batch.candidates, batch, backend, step
+        )
+        return PositiveRanks(*fields)
+    q, c = (
+        rows_of(x, batch.dtype, batch.normalize)
+        for x in (batch.queries, batch._replace(arrival=None).all_candidates(batch.dtype))
+    )
+    workspace = batch.workspace_mb or DEFAULT_WORKSPACE / 2**20
+    with torch.autocast(q.device.type, enabled=False):
+        return smooth_ranks(q, c, batch.levels, step, workspace)
+
+
+class _SweptRanks(torch.autograd.Function):
+    """The fields of `PositiveRanks`, and the slopes; the backward sweeps again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, queries: Tensor, candidates: Tensor, batch: Batch, backend: str, step: Surrogate
+    ) -> tuple[Tensor, ...]:
+        passes = backends.rank_passes(batch, backend)
+        assert passes is not None
+        fields = sweep_smooth(batch, passes, step)
+        indptr, indices, level, similarity, _, count, at_least, slope = fields
+        ctx.save_for_backward(queries, candidates, slope)
+        ctx.rest = batch, backend, step
+        ctx.mark_non_differentiable(indptr, indices, level, similarity, count, at_least, slope)
+        return fields
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d: Tensor) -> tuple[Any, ...]:
+        queries, candidates, slope = ctx.saved_tensors
+        batch, backend, step = ctx.rest
+        batch = batch._replace(queries=queries, candidates=candidates)
+        passes = backends.rank_passes(batch, backend)
+        assert passes is not None
+        needs = Needs(ctx.needs_input_grad[0], ctx.needs_input_grad[1], scale=False)
+        gradients = sweep_rank_gradients(batch, passes, step, d[4], slope, needs)
+        d_queries = gradients.queries.to(queries.dtype) if needs.queries else None
+        d_candidates = gradients.candidates.to(candidates.dtype) if needs.candidates else None
+        return d_queries, d_candidates, None, None, None

@@ -1,0 +1,108 @@
+"""The head of each row's ranking: its best candidates, and its positives wherever they stand."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
+
+from ..levels import LevelSource
+from .blocks import level_counts, rank_blocks
+
+_BYTES = 48  # of a pair in the block: similarity, order, levels, and running counts
+
+
+class TopLists(NamedTuple):
+    """The k best candidates of each row and all its positives, best first.
+
+    Pairs of level -1 take no part, and no place.
+    """
+
+    indptr: Tensor  # int64 [N + 1]: row i has the entries indptr[i]..indptr[i + 1]
+    indices: Tensor  # int64 [T], their candidates
+    level: Tensor  # int64 [T], 0..L
+    rank: Tensor  # int64 [T], exact, among all candidates of the row; 1 for the best
+    similarity: Tensor  # [T], differentiable
+    count: Tensor  # type: ignore[assignment]  # int64 [N, L + 1], pairs of each level
+
+
+def top_lists(
+    queries: Tensor, candidates: Tensor, source: LevelSource, k: int, workspace_mb: float
+) -> TopLists:
+    """Of rows that are normalised already if they are to be; O(N k + P) memory beside a row block.
+
+    Of equal similarities the candidate with the lower number stands first.
+    """
+    fields = _TopLists.apply(  # type: ignore[no-untyped-call]
+        queries, candidates, source, k, workspace_mb
+    )
+    return TopLists(*fields)
+
+
+class _TopLists(torch.autograd.Function):
+    """The fields of `TopLists`; the gradient is of the entries alone, no product over all pairs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        candidates: Tensor,
+        source: LevelSource,
+        k: int,
+        workspace_mb: float,
+    ) -> tuple[Tensor, ...]:
+        parts, lengths, counts = [], [], []
+        for block in rank_blocks(queries, candidates, source, _BYTES, workspace_mb):
+            counts.append(level_counts(block.levels, source.max_level))
+            order = block.similarities.argsort(dim=1, descending=True, stable=True)  # [R, M]
+            levels = block.levels.gather(1, order)
+            ranks = (levels >= 0).cumsum(dim=1)
+            chosen = (levels > 0) | ((levels == 0) & (ranks <= k))
+            lengths.append(chosen.sum(dim=1))
+            row, place = chosen.nonzero(as_tuple=True)
+            column = order[row, place]
+            similarity = block.similarities[row, column]
+            parts.append((column, levels[row, place].long(), ranks[row, place], similarity))
+        indices, level, rank, similarity = (torch.cat(x) for x in zip(*parts, strict=True))
+        ends = torch.cat(lengths).cumsum(dim=0)
+        indptr, count = torch.cat([ends.new_zeros(1), ends]), torch.cat(counts)
+        ctx.save_for_backward(queries, candidates, indptr, indices)
+        ctx.mark_non_differentiable(indptr, indices, level, rank, count)
+        return indptr, indices, level, rank, similarity, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d: Tensor) -> tuple[Any, ...]:
+        queries, candidates, indptr, indices = ctx.saved_tensors
+        d_similarity = d[4]
+        d_queries = d_candidates = None
+        if ctx.needs_input_grad[0]:
+            d_queries = _sums(candidates, indices, indptr, d_similarity)
+        if ctx.needs_input_grad[1]:
+            by_column = indices.argsort(stable=True)
+            row = torch.arange(len(queries), device=indices.device)
+            row = row.repeat_interleave(indptr.diff(), output_size=len(indices))
+            ends = torch.bincount(indices, minlength=len(candidates)).cumsum(dim=0)
+            starts = torch.cat([ends.new_zeros(1), ends])
+            d_candidates = _sums(queries, row[by_column], starts, d_similarity[by_column])
+        return d_queries, d_candidates, None, None, None
+
+
+def _sums(rows: Tensor, of_entry: Tensor, indptr: Tensor, weights: Tensor) -> Tensor:
+    """The sums of rows with weights over the entries of each list, `[lists, D]`.
+
+    Nothing of `[entries, D]` is stored, and there are no atomics: the same bits in every run.
+    """
+    if len(of_entry) == 0:
+        return rows.new_zeros(len(indptr) - 1, rows.shape[1])
+    return embedding_bag(
+        of_entry,
+        rows,
+        indptr,
+        mode="sum",
+        per_sample_weights=weights.contiguous(),
+        include_last_offset=True,
+    )
