@@ -1,5 +1,5 @@
 // The list of what Python sees of the CUDA passes. Pointers come as integers;
-// grainrank/cuda_passes.py is the only caller.
+// grainrank/cuda_passes.py and cuda_ranks.py are the only callers.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -173,6 +173,30 @@ void define_arguments(py::module_& m) {
              py::arg("row_moments"), py::arg("column_moments"));
 }
 
+void define_rank_arguments(py::module_& m) {
+    py::class_<GrainrankPositives>(m, "Positives")
+        .def(py::init([](Address levels, int64_t level_stride, int64_t positives, Address starts,
+                         Address row, Address column, Address level, Address similarity) {
+                 return GrainrankPositives{at<const int8_t*>(levels),
+                                           level_stride,
+                                           positives,
+                                           at<const int64_t*>(starts),
+                                           at<const int64_t*>(row),
+                                           at<const int64_t*>(column),
+                                           at<const int64_t*>(level),
+                                           at<const void*>(similarity)};
+             }),
+             py::kw_only(), py::arg("levels"), py::arg("level_stride"), py::arg("positives"),
+             py::arg("starts"), py::arg("row"), py::arg("column"), py::arg("level"),
+             py::arg("similarity"));
+    py::class_<GrainrankStep>(m, "Step").def(
+        py::init([](bool upper_bound, double temperature, double rho, double delta, double offset) {
+            return GrainrankStep{upper_bound, temperature, rho, delta, offset};
+        }),
+        py::kw_only(), py::arg("upper_bound"), py::arg("temperature"), py::arg("rho") = 0.0,
+        py::arg("delta") = 0.0, py::arg("offset") = 0.0);
+}
+
 template <class Args>
 void set_prefixes(Args& args, const std::vector<int64_t>& prefixes) {
     args.num_prefixes = fill(args.prefixes, prefixes, "prefixes");
@@ -267,6 +291,49 @@ void define_passes(py::module_& m) {
         py::arg("stream"));
 }
 
+void define_rank_passes(py::module_& m) {
+    m.def("rank_splits", &grainrank_cuda_rank_splits, py::arg("positives"), py::arg("columns"));
+    m.def(
+        "block_levels",
+        [](const GrainrankBlock& block, Address levels, int64_t level_stride, Address stream) {
+            check(grainrank_cuda_block_levels(&block, at<int8_t*>(levels), level_stride,
+                                              at<void*>(stream)));
+        },
+        py::arg("block"), py::kw_only(), py::arg("levels"), py::arg("level_stride"),
+        py::arg("stream"));
+    m.def(
+        "exact_ranks",
+        [](const GrainrankBlock& block, const GrainrankPositives& positives, int ties,
+           int64_t splits, Address above, Address stream) {
+            check(grainrank_cuda_exact_ranks(&block, &positives, ties, splits, at<int64_t*>(above),
+                                             at<void*>(stream)));
+        },
+        py::arg("block"), py::arg("positives"), py::kw_only(), py::arg("ties"), py::arg("splits"),
+        py::arg("above"), py::arg("stream"));
+    m.def(
+        "smooth_ranks",
+        [](const GrainrankBlock& block, const GrainrankPositives& positives,
+           const GrainrankStep& step, int64_t splits, Address above, Address slope,
+           Address at_least, Address stream) {
+            const GrainrankSmoothRankArgs args{step, splits, at<void*>(above), at<void*>(slope),
+                                               at<int64_t*>(at_least)};
+            check(grainrank_cuda_smooth_ranks(&block, &positives, &args, at<void*>(stream)));
+        },
+        py::arg("block"), py::arg("positives"), py::kw_only(), py::arg("step"), py::arg("splits"),
+        py::arg("above"), py::arg("slope"), py::arg("at_least"), py::arg("stream"));
+    m.def(
+        "rank_gradient",
+        [](const GrainrankBlock& block, const GrainrankPositives& positives,
+           const GrainrankStep& step, const GrainrankGradient& gradient, Address d_above,
+           Address own, Address stream) {
+            const GrainrankRankGradientArgs args{step, gradient, at<const void*>(d_above),
+                                                 at<const void*>(own)};
+            check(grainrank_cuda_rank_gradient(&block, &positives, &args, at<void*>(stream)));
+        },
+        py::arg("block"), py::arg("positives"), py::kw_only(), py::arg("step"), py::arg("gradient"),
+        py::arg("d_above"), py::arg("own"), py::arg("stream"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -285,8 +352,15 @@ PYBIND11_MODULE(_cuda, m) {
         .value("DENSE", GRAINRANK_DENSE)
         .value("SPARSE", GRAINRANK_SPARSE)
         .value("BANDS", GRAINRANK_BANDS);
+    py::enum_<GrainrankTies>(m, "Ties", py::arithmetic())
+        .value("FIRST", GRAINRANK_TIES_FIRST)
+        .value("LAST", GRAINRANK_TIES_LAST)
+        .value("OPTIMISTIC", GRAINRANK_TIES_OPTIMISTIC)
+        .value("PESSIMISTIC", GRAINRANK_TIES_PESSIMISTIC);
     define_levels(m);
     define_block(m);
     define_arguments(m);
+    define_rank_arguments(m);
     define_passes(m);
+    define_rank_passes(m);
 }

@@ -23,7 +23,7 @@ struct ExactPass {
 };
 
 constexpr int kMaxBuckets = 1 << 15;
-constexpr int64_t kGroup = 32;  // candidates that are passed over together if all are below
+constexpr int64_t kGroup = 64;  // candidates that are passed over together if all are below
 
 // The buckets of a row's similarities: a function that never falls.
 template <class T>
@@ -103,12 +103,19 @@ template <class T>
 GRAINRANK_INLINE void count_group(const ExactPass<T>& pass, const Buckets<T>& buckets,
                                   int64_t begin, int64_t positives, const T* s, const int8_t* level,
                                   int64_t column, int64_t n, int width, int32_t* counts) {
-    alignas(64) int32_t bucket[kGroup];
-    for (int64_t j = 0; j < n; ++j) bucket[j] = static_cast<int32_t>(buckets.position(s[j]));
-    const T* sorted = pass.out.sorted + begin;
+    // First which of them count at all, without a jump: often few of many.
+    int32_t place[kGroup];
+    int64_t listed = 0;
     for (int64_t j = 0; j < n; ++j) {
-        int64_t slot = buckets.first[bucket[j]];
-        const int64_t end = buckets.first[bucket[j] + 1];
+        place[listed] = static_cast<int32_t>(j);
+        listed += s[j] >= buckets.lowest;
+    }
+    const T* sorted = pass.out.sorted + begin;
+    for (int64_t i = 0; i < listed; ++i) {
+        const int64_t j = place[i];
+        const int bucket = static_cast<int>(buckets.position(s[j]));
+        int64_t slot = buckets.first[bucket];
+        const int64_t end = buckets.first[bucket + 1];
         if (end - slot > 16)
             slot = std::lower_bound(sorted + slot, sorted + end, s[j]) - sorted;
         else

@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "exponential.h"
 #include "logits.h"
 #include "rank_args.h"
+#include "rank_step.h"
 
 namespace grainrank {
 namespace GRAINRANK_ISA {
@@ -73,36 +73,13 @@ struct Segments {
     }
 };
 
-template <class F>
-struct StepOf {
-    F value, slope;
-};
-
-// Of x = s_j - s_p. Slopes are divided by the temperature by the caller.
-template <class T>
-GRAINRANK_INLINE StepOf<typename Lanes<T>::Float> sigmoid_step(typename Lanes<T>::Float x,
-                                                               const StepArgs<T>& step) {
-    using Float = typename Lanes<T>::Float;
-    const Float z = x / step.temperature;
-    const Float zero = Float{};
-    const auto positive = z > zero;
-    const Float below = positive ? -z : z;  // whose exponential never overflows
-    const Float u = below > zero + ExpConstants<T>::kLowestNormal ? probability<T>(below) : zero;
-    const Float share = T(1) / (u + T(1));
-    const Float small = u * share;
-    return {positive ? share : small, small * share};
-}
-
-template <class T>
-GRAINRANK_INLINE StepOf<typename Lanes<T>::Float> bound_step(typename Lanes<T>::Float x,
-                                                             const StepArgs<T>& step) {
-    using Float = typename Lanes<T>::Float;
-    StepOf<Float> h = sigmoid_step<T>(x, step);
-    const Float zero = Float{}, delta = zero + step.delta;
-    h.value = x > zero ? h.value + T(0.5) : h.value;
-    h.value = x > delta ? (x - step.delta) * step.rho + step.offset : h.value;
-    h.slope = x > delta ? zero + step.rho * step.temperature : h.slope;
-    return h;
+template <class T, bool kBound>
+GRAINRANK_INLINE StepOf<typename Lanes<T>::Float> step_of(typename Lanes<T>::Float x,
+                                                          const StepArgs<T>& step) {
+    const auto sigmoid = sigmoid_step<T>(x / step.temperature);
+    if constexpr (!kBound) return sigmoid;
+    return bound_step<T>(sigmoid, x, step.rho, step.delta, step.offset,
+                         step.rho * step.temperature);
 }
 
 struct StepSums {
@@ -123,7 +100,7 @@ StepSums sum_steps(const T* s, int64_t n, T positive, const StepArgs<T>& step) {
         typename V::Integer there{};
         for (int64_t j = first; j < last; j += V::kWidth) {
             const Float x = V::load(s + j) - positive;
-            const StepOf<Float> h = kBound ? bound_step<T>(x, step) : sigmoid_step<T>(x, step);
+            const StepOf<Float> h = step_of<T, kBound>(x, step);
             value += h.value;
             slope += h.slope;
             there += V::ones(x >= Float{});
@@ -197,7 +174,7 @@ void add_slopes(const T* s, int64_t n, T positive, T weight, const StepArgs<T>& 
     using V = Lanes<T>;
     for (int64_t j = 0; j < n; j += V::kWidth) {
         const typename V::Float x = V::load(s + j) - positive;
-        const auto h = kBound ? bound_step<T>(x, step) : sigmoid_step<T>(x, step);
+        const auto h = step_of<T, kBound>(x, step);
         V::store(g + j, V::load(g + j) + h.slope * weight);
     }
 }

@@ -58,10 +58,10 @@ def test_the_document_shows_the_budget_of_the_cuda_passes() -> None:
         count = passes[name]["bytes"]
         written = count.get("gradient written", count.get("logits written", 0.0))
         instructions = sum(k["instructions"] for k in passes[name]["kernels"].values())
-        expected = [count["logits read"], written, count["other read"]]
+        expected = [count.get("logits read", 0.0), written, count["other read"]]
         expected += [count.get("other written", 0.0), instructions]
         assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051, rel=0.01)
-    assert found == 9
+    assert found == 14
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -23,7 +23,7 @@ enum {
 };
 
 typedef enum {
-    GRAINRANK_CUDA_MISALIGNED = -1, /* a row block or its gradient, or the stride of their rows */
+    GRAINRANK_CUDA_MISALIGNED = -1, /* a row block, its levels or gradient, or their strides */
     GRAINRANK_CUDA_DTYPE = -2,      /* not a combination that there are kernels for */
     GRAINRANK_CUDA_TOO_MANY = -3,   /* sources, exclusions, channels, prefixes or levels */
     GRAINRANK_CUDA_SIZE = -4,       /* a negative size, or 2^31 columns or rows and more */
@@ -178,6 +178,53 @@ typedef struct {
     void* slope;
 } GrainrankSoftplusArgs;
 
+/* The levels of a row block as its rows see them, and its P positives: pairs of level 1 and more.
+ */
+typedef struct {
+    const int8_t* levels;   /* [R, M], as grainrank_cuda_block_levels writes them */
+    int64_t level_stride;   /* of rows */
+    int64_t positives;      /* P */
+    const int64_t* starts;  /* [R + 1]: row r has the positives starts[r] .. starts[r + 1] */
+    const int64_t* row;     /* [P], of the block */
+    const int64_t* column;  /* [P], ascending in a row */
+    const int64_t* level;   /* [P] */
+    const void* similarity; /* [P]: similarity * (row_factor * column_factor), rounded each time */
+} GrainrankPositives;
+
+/* Which of equal similarities are above a positive. */
+typedef enum {
+    GRAINRANK_TIES_FIRST = 0, /* of lower columns */
+    GRAINRANK_TIES_LAST = 1,  /* of higher columns */
+    GRAINRANK_TIES_OPTIMISTIC = 2,
+    GRAINRANK_TIES_PESSIMISTIC = 3,
+} GrainrankTies;
+
+/* h(x) of x = s_j - s_p: sigmoid(x / temperature), or the upper bound for candidates of a lower
+ * level than the positive's and the step for others (python/grainrank/ranks/surrogates.py). */
+typedef struct {
+    int upper_bound;
+    double temperature;
+    double rho, delta, offset; /* of the upper bound */
+} GrainrankStep;
+
+/* Sums over the other candidates of each level. */
+typedef struct {
+    GrainrankStep step;
+    int64_t splits;
+    void* above;       /* [splits, P, L + 1], of h */
+    void* slope;       /* [splits, P, L + 1], of its derivative */
+    int64_t* at_least; /* [splits, P, L + 1]: how many have s_j >= s_p */
+} GrainrankSmoothRankArgs;
+
+/* G of a pair: the sum of d_above[p, level] h'(s_j - s_p) over the row's positives p but itself,
+ * minus own[p] where it is the positive p; 0 at level -1. */
+typedef struct {
+    GrainrankStep step;
+    GrainrankGradient gradient;
+    const void* d_above; /* [P, L + 1] */
+    const void* own;     /* [P] */
+} GrainrankRankGradientArgs;
+
 /* Norms of the prefixes of embeddings. */
 typedef struct {
     int dtype;     /* of x */
@@ -217,6 +264,8 @@ int64_t grainrank_cuda_gradient_columns(const GrainrankBlock* block,
                                         const GrainrankGradientArgs* args);
 /* Parts of the softplus sums, to be added up. */
 int64_t grainrank_cuda_softplus_splits(int64_t columns);
+/* Parts of the sums over ranks, to be added up: so many that they fill a GPU, 1 at least. */
+int64_t grainrank_cuda_rank_splits(int64_t positives, int64_t columns);
 
 int grainrank_cuda_tables(const GrainrankBlock* block, const GrainrankTableArgs* args,
                           void* stream);
@@ -224,6 +273,17 @@ int grainrank_cuda_gradients(const GrainrankBlock* block, const GrainrankGradien
                              void* stream);
 int grainrank_cuda_softplus(const GrainrankBlock* block, const GrainrankSoftplusArgs* args,
                             void* stream);
+/* Levels [R, M] as the rows see them, rows `level_stride` apart, 16-byte aligned; -1 behind the
+ * last column as far as a multiple of 4. */
+int grainrank_cuda_block_levels(const GrainrankBlock* block, int8_t* levels, int64_t level_stride,
+                                void* stream);
+/* above [splits, P, L + 1]: the candidates of each level above each positive. */
+int grainrank_cuda_exact_ranks(const GrainrankBlock* block, const GrainrankPositives* positives,
+                               int ties, int64_t splits, int64_t* above, void* stream);
+int grainrank_cuda_smooth_ranks(const GrainrankBlock* block, const GrainrankPositives* positives,
+                                const GrainrankSmoothRankArgs* args, void* stream);
+int grainrank_cuda_rank_gradient(const GrainrankBlock* block, const GrainrankPositives* positives,
+                                 const GrainrankRankGradientArgs* args, void* stream);
 int grainrank_cuda_norms(const GrainrankNormArgs* args, void* stream);
 int grainrank_cuda_finish(const GrainrankFinishArgs* args, void* stream);
 

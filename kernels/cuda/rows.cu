@@ -128,7 +128,7 @@ int grainrank_cuda_finish(const GrainrankFinishArgs* args, void* stream) {
 const char* grainrank_cuda_error_string(int error) {
     switch (error) {
         case GRAINRANK_CUDA_MISALIGNED:
-            return "a row block or its gradient is not aligned to 16 bytes";
+            return "a row block, its levels or its gradient is not aligned to 16 bytes";
         case GRAINRANK_CUDA_DTYPE:
             return "there is no kernel for this combination of dtypes";
         case GRAINRANK_CUDA_TOO_MANY:

@@ -112,7 +112,7 @@ class CudaPasses(GpuPasses):
 
         def make(row_parts: Tensor | None) -> Any:
             return _cuda.GradientArgs(
-                gradient=_gradient(block),
+                gradient=gradient_of(block),
                 channels=arguments,
                 column_stride=strides[0] if strides else 0,
                 row_moments=cuda_launch.pointer(row_parts),
@@ -152,7 +152,7 @@ class CudaPasses(GpuPasses):
             thresholds=cuda_launch.pointer(thresholds),
             threshold_stride=thresholds.stride(0) if thresholds.shape[0] > 1 else 0,
             weights=cuda_launch.pointer(weights),
-            gradient=_cuda.Gradient() if weights is None else _gradient(block),
+            gradient=_cuda.Gradient() if weights is None else gradient_of(block),
             value=cuda_launch.pointer(parts[0]),
             slope=cuda_launch.pointer(parts[1]),
             stream=stream_of(self._device),
@@ -230,7 +230,7 @@ def _tables(out: TableSet) -> Any:
     return _cuda.Tables(**{name: cuda_launch.pointer(getattr(out, name)) for name in names})
 
 
-def _gradient(block: Block) -> Any:
+def gradient_of(block: Block) -> Any:
     g = block.gradient
     assert g is not None
     return _cuda.Gradient(

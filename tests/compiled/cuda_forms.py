@@ -1,6 +1,7 @@
 """Every form of the CUDA passes, run on the simulator: the bytes and instructions of an element.
 
-An element is a pair of the row block, or a feature of a row for the passes over embeddings.
+An element is a pair of the row block, or a feature of a row for the passes over embeddings. Sums of
+ranks have as many as there are comparisons: one positive of each row with all of its pairs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor
 
 from grainrank.batch import Batch
+from grainrank.gpu_ranks import count_levels
+from grainrank.ranks.passes import Positives
+from grainrank.ranks.surrogates import Surrogate, surrogate_of
 from grainrank.row_blocks import Block, Channel, ColumnTables, RowBlocks
 from grainrank.table_sets import TableGradientSet, TableSet
 from grainrank.testing import DTYPES, Shape, make_inputs
@@ -21,13 +25,14 @@ from grainrank.testing import DTYPES, Shape, make_inputs
 from .simulated_cuda import simulated
 
 if TYPE_CHECKING:
-    from grainrank.cuda_passes import CudaPasses
+    from grainrank.cuda_ranks import CudaRankPasses
 
 __all__ = ["CAPABILITY", "FORMS", "SHAPE", "Cost", "Executed", "Form", "measure"]
 
 CAPABILITY = 80
 SHAPE = Shape(256, 1024, 64, 3)  # R = N: one row block, of whole tiles; L = K
 LEVELS = SHAPE.K + 1
+POSITIVES = 8  # of a row, for the gradient of ranks; their sums take one positive of each row
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Cost:
 class Bench:
     """A row block of normalised embeddings, and tables for it."""
 
-    def __init__(self, passes: CudaPasses, block: Block) -> None:
+    def __init__(self, passes: CudaRankPasses, block: Block) -> None:
         self.passes, self.block = passes, block
         self.d_rows = torch.ones(SHAPE.N, SHAPE.D)
         self._random = torch.Generator().manual_seed(0)
@@ -99,6 +104,26 @@ class Bench:
         out = self.random(SHAPE.N), self.random(SHAPE.N)
         self.passes.softplus(self.block, 0, self.random(1), self.random(1)[0], *out)
 
+    def block_levels(self) -> None:
+        self.passes.block_levels(self.block)
+
+    def judged(self, positives: int) -> tuple[Tensor, Positives]:
+        """Levels with so many positives in each row."""
+        levels = torch.zeros(SHAPE.N, SHAPE.M, dtype=torch.int8)
+        levels[:, :: SHAPE.M // positives] = SHAPE.K
+        return levels, self.passes.positives(self.block, levels, count_levels(levels, SHAPE.K))
+
+    def exact_ranks(self) -> None:
+        self.passes.exact_ranks(self.block, *self.judged(1), "first")
+
+    def smooth_ranks(self, step: Surrogate) -> None:
+        self.passes.smooth_ranks(self.block, *self.judged(1), step)
+
+    def rank_gradient(self, step: Surrogate) -> None:
+        levels, positives = self.judged(POSITIVES)
+        d_above = self.random(SHAPE.N * POSITIVES)
+        self.passes.rank_gradient_(self.block, levels, positives, step, d_above, d_above.sum(dim=1))
+
     def norms(self) -> None:
         self.passes.norms(self.block.queries, (SHAPE.D,), torch.empty(1, SHAPE.N), None)
 
@@ -115,6 +140,7 @@ class Form(NamedTuple):
     dtype: str = "fp32"  #: of the embeddings, and so of the gradient
     writes: bool = False  #: the gradient of the product
     elements: int = SHAPE.N * SHAPE.M
+    logits: float = 4.0  #: bytes of them that it reads for each element
 
 
 def _forms() -> dict[str, Form]:
@@ -124,7 +150,11 @@ def _forms() -> dict[str, Form]:
         "tables all rows": partial(Bench.tables, full=True, columns=False),
         "tables all rows+columns": partial(Bench.tables, full=True, columns=True),
         "softplus sums": Bench.softplus_sums,
+        "exact ranks": Bench.exact_ranks,
     }
+    steps = {name.replace("_", " "): surrogate_of(name, 0.1) for name in ("sigmoid", "upper_bound")}
+    for name, step in steps.items():
+        tables[f"smooth ranks ({name})"] = partial(Bench.smooth_ranks, step=step)
     gradients: dict[str, Run] = {
         "gradients rows (lse)": Bench.gradients,
         "gradients rows+columns (lse)": partial(Bench.gradients, columns=True),
@@ -133,8 +163,11 @@ def _forms() -> dict[str, Form]:
         "gradients rows (lse) with moments": Bench.moments,
         "softplus with gradient": Bench.softplus_gradient,
     }
+    for name, step in steps.items():
+        gradients[f"smooth ranks ({name}), gradient"] = partial(Bench.rank_gradient, step=step)
     rows: dict[str, Run] = {"norms": Bench.norms, "finish": Bench.finish}
     forms = {name: Form(run) for name, run in tables.items()}
+    forms["levels of a block"] = Form(Bench.block_levels, logits=0.0)
     for dtype in ("fp32", "bf16"):
         forms |= {f"{name}, {dtype}": Form(run, dtype, True) for name, run in gradients.items()}
     for dtype in ("fp32", "bf16"):
@@ -150,14 +183,14 @@ FORMS = _forms()
 def measure(form: Form) -> Cost:
     names: dict[int, str] = {}
     with simulated(CAPABILITY, seed=1, names=names) as device:
-        from grainrank.cuda_passes import CudaPasses
+        from grainrank.cuda_ranks import CudaRankPasses
 
         inputs = make_inputs(SHAPE, DTYPES[form.dtype], seed=0)
         batch = Batch(inputs.queries, inputs.candidates, torch.tensor(20.0), inputs.levels)
         bound = torch.tensor(1.0) if form.writes else None
-        rows = next(iter(RowBlocks(batch, CudaPasses(batch), bound)))
+        rows = next(iter(RowBlocks(batch, CudaRankPasses(batch), bound)))
         device.clear()  # the norms of the embeddings
-        bench = Bench(CudaPasses(batch), rows.blocks[0])
+        bench = Bench(CudaRankPasses(batch), rows.blocks[0])
         block = bench.block
         assert block.shape == (SHAPE.N, SHAPE.M), block.shape
         roles = {

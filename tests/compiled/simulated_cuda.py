@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "kernels" / "cuda"
 BINDINGS = ROOT / "csrc" / "cuda_bindings.cpp"
 # The modules that call it.
-_IMPORTERS = ("cuda_launch", "cuda_levels", "cuda_passes")
+_IMPORTERS = ("cuda_launch", "cuda_levels", "cuda_passes", "cuda_ranks")
 
 
 @functools.cache

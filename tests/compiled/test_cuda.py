@@ -22,6 +22,7 @@ from torch import Tensor
 
 import grainrank
 from grainrank import DenseLevels, GrainKeys, LevelSource, level_statistics
+from grainrank.ranks import positive_ranks
 from grainrank.testing import Shape, make_inputs
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
@@ -182,7 +183,7 @@ def test_a_step_repeats_bit_by_bit(dtype: str) -> None:
 
 
 def test_every_kernel_runs() -> None:
-    """What is compiled is launched by some loss, and so by the tests above."""
+    """What is compiled is launched by some loss, or by ranks, and so by the tests."""
     library = built_module()
     assert library is not None, NOT_BUILT
     compiled = set(next(iter(code_of(library).values())))
@@ -200,6 +201,8 @@ def test_every_kernel_runs() -> None:
                         loss(*batch, direction=direction, **options).backward()
                 grainrank.siglip_loss(*batch, logit_scale=2.0, backend="cuda").backward()
                 grainrank.unique_softmax_loss(*batch, **options).backward()
+                positive_ranks(*batch, backend="cuda")
+                positive_ranks(*batch, **options).above.sum().backward()
                 ran |= device.instructions().keys()
     assert compiled == ran
 

@@ -83,6 +83,37 @@ FAULTS = {
         "(split + 1) * kSplit : block.columns + kWarp * kVector;",
         "race|out-of-bounds global read",  # what it reads, another warp may be writing
     ),
+    "no fault of ranks": ("ranks.cu", "", "", ""),
+    "splits of ranks over one another": (
+        "ranks.cu",
+        "(share.split * in.positives + share.positive) * levels + lane;",
+        "share.positive * levels + lane;",
+        "race .* of another block",
+    ),
+    "a positive above itself": (
+        "ranks.cu",
+        "column + i == share.column ? -1 : level[i];",
+        "level[i];",
+        "Tensor-likes are not close",
+    ),
+    "levels of the next row": (
+        "ranks.cu",
+        "levels + at.at(stride)) = out;",
+        "levels + at.at(stride) + stride) = out;",
+        "out-of-bounds global write",
+    ),
+    "no barrier behind the staged positives": (
+        "rank_gradient.cu",
+        "levels, first, here);\n        __syncthreads();",
+        "levels, first, here);",
+        "race|uninitialised",
+    ),
+    "no barrier before the next positives": (
+        "rank_gradient.cu",
+        "        __syncthreads();  // the ones before are not needed any more\n",
+        "",
+        "race",
+    ),
 }
 
 
