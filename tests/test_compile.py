@@ -180,3 +180,27 @@ def test_a_batch_against_itself() -> None:
     expected = torch.autograd.grad(step(q), q)
     got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(q), q)
     torch.testing.assert_close(got, expected)
+
+
+# Dynamo (torch 2.13) looks at it itself, where a graph ends.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(
+    "loss",
+    [grainrank.smooth_ap_loss, grainrank.hierarchical_ap_loss, grainrank.lambda_loss],
+    ids=lambda loss: loss.__name__,
+)
+def test_losses_on_ranks_stand_between_two_graphs(loss: Any) -> None:
+    """The number of positives is known while they run; no warning, and the same numbers."""
+    q, c = (torch.randn(n, 8, generator=torch.Generator().manual_seed(n)) for n in (6, 9))
+    keys = [torch.arange(n)[:, None] % 3 for n in (6, 9)]
+
+    def step(q: Tensor, c: Tensor) -> Tensor:
+        return loss(q * 2, c.tanh(), GrainKeys(*keys)) * 3  # type: ignore[no-any-return]
+
+    results = []
+    for function in (step, torch.compile(step, backend="aot_eager")):
+        inputs = [x.clone().requires_grad_() for x in (q, c)]
+        value = function(*inputs)
+        results.append([value.detach(), *torch.autograd.grad(value, inputs)])
+    for eager, compiled in zip(*results, strict=True):
+        assert torch.equal(eager, compiled)

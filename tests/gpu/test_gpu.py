@@ -9,8 +9,9 @@ import pytest
 import test_accuracy_losses as losses
 import torch
 from levels_seen import seen
+from rank_sweeps import TIES
 from test_accuracy_losses import LOSSES, PAIRS, WAYS, evidence
-from test_level_sources import sources
+from test_level_sources import integers, sources
 from three_ways import judge
 from torch import Tensor
 
@@ -163,3 +164,31 @@ def test_tensors_need_not_be_on_the_current_device(backend: str) -> None:
     first, second = (step("multi_level", "rows", inputs, d, backend=backend) for d in devices)
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
+
+
+@each_backend
+@pytest.mark.parametrize("name", list(sources(2, 2)))
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_ranks(dtype: str, name: str, backend: Any, device: torch.device) -> None:
+    """Exact ones of similarities that are exact, with many ties; smooth ones with gradients."""
+    n, m = 65, 1003
+    source = sources(n, m)[name]
+    q, c = (integers(-1, 2, size, 8, seed=size).to(DTYPES[dtype]) / 2 for size in (n, m))
+    there = [q.to(device), c.to(device), moved(source, device)]
+    for ties in TIES:
+        found = grainrank.positive_ranks(*there, ties=ties, normalize=False, backend=backend)
+        expected = grainrank.positive_ranks(q, c, source, ties=ties, normalize=False)
+        for x, y in zip(found, expected, strict=True):
+            assert (x is y is None) or torch.equal(x.cpu(), y)
+    for surrogate in ("sigmoid", "upper_bound"):
+        results = []
+        for given, other in ((there, backend), ([q.double(), c.double(), source], "reference")):
+            inputs = [x.clone().requires_grad_() for x in given[:2]]
+            ranks = grainrank.positive_ranks(
+                *inputs, given[2], temperature=0.2, surrogate=surrogate, backend=other
+            )
+            gradients = torch.autograd.grad(ranks.by_row(ranks.rank.log()).sum(), inputs)
+            results.append([x.detach().cpu().double() for x in (ranks.above, *gradients)])
+        eps = 32 * torch.finfo(DTYPES[dtype]).eps
+        for ours, truth in zip(*results, strict=True):
+            assert (ours - truth).abs().max() <= eps * truth.abs().max()

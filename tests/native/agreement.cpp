@@ -1,10 +1,11 @@
-// Every instruction set of the build gives what the scalar one gives: tables, gradients and
-// softplus sums, for ragged sizes, every level source, every option of csrc/passes.h and both
+// Every instruction set of the build gives what the scalar one gives: tables, gradients, softplus
+// sums and ranks, for ragged sizes, every level source, every option of csrc/passes.h and both
 // types. Without Python, so that it also runs under an emulator.
 #include <thread>
 
 #include "comparison.h"
 #include "embeddings.h"
+#include "ranks.h"
 #include "runs.h"
 
 #if GRAINRANK_WITH_WIDE
@@ -35,6 +36,39 @@ void check_batch(std::vector<Tested>& sets, const InstructionSet& scalar, const 
         const int num_threads = 1 + c.number % 2;
         compare<T>(tested, label, run_batch(passes<T>(tested.set), batch, num_threads, upstreams),
                    expected);
+    }
+}
+
+// Where not even the last bit may differ.
+Results exactly(Results results) {
+    for (Result& result : results) result.tolerance = Tolerance::kExact;
+    return results;
+}
+
+// The scalar set against the definition of exact ranks, the others against the scalar set.
+template <class T>
+void check_ranks(std::vector<Tested>& sets, const InstructionSet& scalar, const Case& c,
+                 Spread spread) {
+    const Batch<T> batch(c);
+    Results levels;
+    const LevelMemory found = run_levels(passes<T>(scalar), batch, 1, levels);
+    const RankBatch<T> x(batch, found.levels.data(), spread);
+    const auto run = [&](const Passes<T>& p, int num_threads) {
+        Results results = run_exact(p, x, num_threads);
+        run_levels(p, batch, num_threads, results);
+        if (x.finite) run_smooth(p, x, num_threads, results);
+        return results;
+    };
+    const Results expected = run(passes<T>(scalar), 1), exact = exact_by_definition(x);
+    char label[100];
+    std::snprintf(label, sizeof label, "ranks %d (%d x %d, L = %d, spread %d)", c.number,
+                  static_cast<int>(c.rows), static_cast<int>(c.columns), c.max_level,
+                  static_cast<int>(spread));
+    for (Tested& tested : sets) {
+        const Passes<T>& p = passes<T>(tested.set);
+        const Results one = tested.set.name == scalar.name ? expected : run(p, 1);
+        compare<T>(tested, label, one, tested.set.name == scalar.name ? exact : expected);
+        if (c.number % 4 == 1) compare<T>(tested, label, run(p, 2), exactly(one));
     }
 }
 
@@ -96,13 +130,17 @@ void check_range(std::vector<Tested>& sets, int8_t level, bool second_leaf) {
         Channel<T> channel{};
         channel.rows.lse = zero.data();
         Output<T> value(size), slope(size);
-        const double refused = p.tables(block, levels, nullptr, rows.args(true), nullptr, 0) ==
-                                   Status::kLevelOutOfRange &&
-                               p.gradients(block, levels, {&channel, 1, nullptr, nullptr}) ==
-                                   Status::kLevelOutOfRange &&
-                               p.softplus(block, levels,
-                                          {nullptr, zero.data(), 0, nullptr, true, value.data(),
-                                           slope.data()}) == Status::kLevelOutOfRange;
+        LevelMemory out{Output<int8_t>(c.rows * c.columns), Output<int64_t>(size)};
+        const double refused =
+            p.tables(block, levels, nullptr, rows.args(true), nullptr, 0) ==
+                Status::kLevelOutOfRange &&
+            p.gradients(block, levels, {&channel, 1, nullptr, nullptr}) ==
+                Status::kLevelOutOfRange &&
+            p.softplus(block, levels,
+                       {nullptr, zero.data(), 0, nullptr, true, value.data(), slope.data()}) ==
+                Status::kLevelOutOfRange &&
+            p.block_levels(block, levels, out.levels.data(), out.counts.data()) ==
+                Status::kLevelOutOfRange;
         compare<T>(tested, "level " + std::to_string(level),
                    {{"refused", {refused}, Tolerance::kExact}},
                    {{"refused", {1}, Tolerance::kExact}});
@@ -122,6 +160,16 @@ void check_all(std::vector<Tested>& sets, const InstructionSet& scalar) {
                         check_batch<T>(sets, scalar,
                                        draw_case(number, columns, max_level,
                                                  static_cast<Source>(source), scale));
+    for (const int64_t columns : kColumns)
+        for (const int max_level : {1, 3, 15})
+            for (int source = 0; source < kSources; ++source)
+                for (int spread = 0; spread < kSpreads; ++spread)
+                    if (++number % 3 == 0 || columns < 1000)
+                        check_ranks<T>(
+                            sets, scalar,
+                            draw_rank_case(number, columns, max_level, static_cast<Source>(source),
+                                           static_cast<Spread>(spread)),
+                            static_cast<Spread>(spread));
     for (const int64_t n : kColumns) check_embeddings<T>(sets, scalar, n);
     for (const int64_t n : kColumns) check_functions<T>(sets, scalar, n);
     for (const bool second_leaf : {false, true})

@@ -23,8 +23,9 @@ const Passes<T>& passes(const InstructionSet& set) {
         return set.f64;
 }
 
-// Empty if the results agree: up to 64 units of rounding of the largest value, or 4 of each. A sum
-// whose terms cancel is only as exact as its terms are large: 4 units of their sum without signs.
+// Empty if the results agree: up to 64 units of rounding of the largest value, or 4 of each, or, of
+// sums of positive terms, 64 of each. A sum whose terms cancel is only as exact as its terms are
+// large: 4 units of their sum without signs.
 template <class T>
 std::string difference(const Result& actual, const Result& expected) {
     const size_t size = expected.values.size();
@@ -32,7 +33,8 @@ std::string difference(const Result& actual, const Result& expected) {
         return actual.name + " was written outside of its memory";
     constexpr double eps = std::numeric_limits<T>::epsilon();
     constexpr double denormal = std::numeric_limits<T>::denorm_min();
-    const bool each = expected.tolerance == Tolerance::kOfEach;
+    const bool sum = expected.tolerance == Tolerance::kOfEachSum;
+    const bool each = sum || expected.tolerance == Tolerance::kOfEach;
     double largest = 0;
     for (const double e : expected.values)
         if (std::abs(e) < kSentinel) largest = std::fmax(largest, std::abs(e));
@@ -40,7 +42,7 @@ std::string difference(const Result& actual, const Result& expected) {
     if (expected.tolerance == Tolerance::kExact) tolerance = 0;
     for (size_t k = 0; k < size; ++k) {
         const double a = actual.values[k], e = expected.values[k];
-        if (each) tolerance = 4 * eps * std::abs(e) + 2 * denormal;
+        if (each) tolerance = (sum ? 64 : 4) * eps * std::abs(e) + 2 * denormal;
         // An empty level holds its sentinel exactly; a NaN agrees with nothing.
         if (a == e || ((each || std::abs(e) < kSentinel) && std::abs(a - e) <= tolerance)) continue;
         char text[200];

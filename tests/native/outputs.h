@@ -10,7 +10,7 @@
 namespace grainrank {
 
 // How near two results have to be.
-enum class Tolerance { kExact, kOfLargest, kOfEach };
+enum class Tolerance { kExact, kOfLargest, kOfEach, kOfEachSum };
 
 struct Result {
     std::string name;
@@ -35,12 +35,15 @@ class Output {
         Result result{name, {}, tolerance, terms};
         for (const V* p = first; p != last; ++p)
             result.values.push_back(is_unwritten(*p) ? NAN : static_cast<double>(*p));
-        for (int64_t k = 0; k < kGuard; ++k)
-            if (!is_unwritten(first[-1 - k]) || !is_unwritten(last[k])) {
-                result.values.assign(1, NAN);
-                break;
-            }
+        if (!intact()) result.values.assign(1, NAN);
         results.push_back(std::move(result));
+    }
+    // Nothing was written outside.
+    bool intact() const {
+        const V *first = data(), *last = values_.data() + values_.size() - kGuard;
+        for (int64_t k = 0; k < kGuard; ++k)
+            if (!is_unwritten(first[-1 - k]) || !is_unwritten(last[k])) return false;
+        return true;
     }
 
   private:

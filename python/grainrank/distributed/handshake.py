@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from ..levels import LevelSource
+from ..uncompiled import uncompiled
 from . import collectives, dtensors
 from .groups import resolve_group
 from .levels import describe, describe_columns, matrices
@@ -183,13 +184,12 @@ def on_every_rank(function: Callable[P, T]) -> Callable[P, T]:
         alone = options.get("group") is None or isinstance(options["group"], Handshake)
         if alone and not any(map(dtensors.is_dtensor, (*args, *options.values()))):
             return function(*args, **options)
-        return cast(T, _together(function, args, options))
+        return _together(function, args, options)
 
     return call
 
 
-# `torch.compiler.disable`, but that imports Dynamo at once.
-@getattr(torch, "_disable_dynamo", torch.compiler.disable)  # type: ignore[untyped-decorator]
+@uncompiled
 def _together(function: Callable[..., T], args: tuple[Any, ...], options: dict[str, Any]) -> T:
     given = resolve_group(options.get("group"))
     try:

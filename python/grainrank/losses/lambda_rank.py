@@ -14,6 +14,7 @@ from ..levels import LevelSource
 from ..ranks.blocks import rows_of
 from ..ranks.top_lists import top_lists
 from ..row_blocks import DEFAULT_WORKSPACE
+from ..uncompiled import uncompiled
 from ..validation import check_choice, check_number
 from .evaluate_ranks import evaluate_rows
 from .module import LossModule
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@uncompiled
 @on_every_rank
 def lambda_loss(
     queries: Tensor,

@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import heads
 from ..distributed.handshake import on_every_rank
 from ..levels import LevelSource
+from ..uncompiled import uncompiled
 from ..validation import check_choice, check_number
 from .evaluate_ranks import evaluate_ranks
 from .module import LossModule
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Gain = Literal["linear", "exp2"]
 
 
+@uncompiled
 @on_every_rank
 def smooth_ap_loss(
     queries: Tensor,
@@ -67,6 +69,7 @@ def smooth_ap_loss(
     return evaluate_ranks(problem, heads.smooth_ap, tau, "sigmoid")
 
 
+@uncompiled
 @on_every_rank
 def hierarchical_ap_loss(
     queries: Tensor,
@@ -124,6 +127,7 @@ def hierarchical_ap_loss(
     )
 
 
+@uncompiled
 @on_every_rank
 def smooth_recall_loss(
     queries: Tensor,
@@ -178,6 +182,7 @@ def smooth_recall_loss(
     )
 
 
+@uncompiled
 @on_every_rank
 def smooth_ndcg_loss(
     queries: Tensor,

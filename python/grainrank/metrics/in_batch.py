@@ -11,7 +11,7 @@ from ..statistics import LevelStatistics
 
 
 class InBatch(NamedTuple):
-    """Over the rows of a batch; entry `l - 1` belongs to level l. Float64, 0 where no row counts."""
+    """Over the rows of a batch; entry `l - 1` belongs to level l. Float64, 0 if no row counts."""
 
     #: int64 `[L]`: rows with a candidate of level l or more
     rows: Tensor

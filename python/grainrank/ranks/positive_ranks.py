@@ -14,6 +14,7 @@ from ..ceilings import resolve_ceilings
 from ..levels import LevelSource, as_source
 from ..levels.ceilings import FalseNegativeMargin
 from ..top_k.rows import Rows, as_rows
+from ..uncompiled import uncompiled
 from ..validation import (
     accumulation_dtype,
     check_choice,
@@ -29,6 +30,7 @@ Ties = Literal["first", "last", "optimistic", "pessimistic"]
 _TIES = ("first", "last", "optimistic", "pessimistic")
 
 
+@uncompiled
 def positive_ranks(
     queries: Tensor | np.ndarray[Any, Any],
     candidates: Tensor | np.ndarray[Any, Any],
