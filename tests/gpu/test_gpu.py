@@ -170,7 +170,7 @@ def test_tensors_need_not_be_on_the_current_device(backend: str) -> None:
 @pytest.mark.parametrize("name", list(sources(2, 2)))
 @pytest.mark.parametrize("dtype", list(DTYPES))
 def test_ranks(dtype: str, name: str, backend: Any, device: torch.device) -> None:
-    """Exact ones of similarities that are exact, with many ties; smooth ones with gradients."""
+    """Exact ones, of similarities that are exact, with many ties."""
     n, m = 65, 1003
     source = sources(n, m)[name]
     q, c = (integers(-1, 2, size, 8, seed=size).to(DTYPES[dtype]) / 2 for size in (n, m))
@@ -180,15 +180,25 @@ def test_ranks(dtype: str, name: str, backend: Any, device: torch.device) -> Non
         expected = grainrank.positive_ranks(q, c, source, ties=ties, normalize=False)
         for x, y in zip(found, expected, strict=True):
             assert (x is y is None) or torch.equal(x.cpu(), y)
-    for surrogate in ("sigmoid", "upper_bound"):
-        results = []
-        for given, other in ((there, backend), ([q.double(), c.double(), source], "reference")):
-            inputs = [x.clone().requires_grad_() for x in given[:2]]
-            ranks = grainrank.positive_ranks(
-                *inputs, given[2], temperature=0.2, surrogate=surrogate, backend=other
-            )
-            gradients = torch.autograd.grad(ranks.by_row(ranks.rank.log()).sum(), inputs)
-            results.append([x.detach().cpu().double() for x in (ranks.above, *gradients)])
-        eps = 32 * torch.finfo(DTYPES[dtype]).eps
-        for ours, truth in zip(*results, strict=True):
-            assert (ours - truth).abs().max() <= eps * truth.abs().max()
+
+
+@each_backend
+@pytest.mark.parametrize("surrogate", ["sigmoid", "upper_bound"])
+@pytest.mark.parametrize("dtype", list(DTYPES))
+def test_smooth_ranks(dtype: str, surrogate: Any, backend: Any, device: torch.device) -> None:
+    inputs = make_inputs(Shape(9, 129, 40, 3), DTYPES[dtype], seed=1)
+    levels = GrainKeys(inputs.query_keys, inputs.candidate_keys)
+    results = []
+    for where, dtype_of, name in (
+        (device, DTYPES[dtype], backend),
+        (torch.device("cpu"), torch.float64, "reference"),
+    ):
+        q, c = (x.to(where, dtype_of).requires_grad_() for x in inputs[:2])
+        ranks = grainrank.positive_ranks(
+            q, c, moved(levels, where), temperature=0.2, surrogate=surrogate, backend=name
+        )
+        gradients = torch.autograd.grad(ranks.by_row(ranks.rank.log()).sum(), [q, c])
+        results.append([x.detach().cpu().double() for x in (ranks.above, *gradients)])
+    eps = 32 * torch.finfo(DTYPES[dtype]).eps
+    for ours, truth in zip(*results, strict=True):
+        assert (ours - truth).abs().max() <= eps * truth.abs().max()
