@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 import torch
@@ -20,6 +21,8 @@ BATCH = 512
 PEAK_LEARNING_RATE = 2e-3
 
 T = TypeVar("T")
+#: The loss of `queries`, `candidates` `[N, D]` and `grains` `[N, K]`; pair i has row i of each.
+BatchLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -69,22 +72,38 @@ def train(
     recipe: Recipe, seed: int, data: Icd10, features: Features, on_step: Callable[[], None]
 ) -> Encoder:
     """One run; `seed` draws the initial weights and the order of the batches."""
-    encoder = make_encoder(seed)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=PEAK_LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=PEAK_LEARNING_RATE, total_steps=steps_of(recipe, data)
-    )
+    loss = partial(batch_loss, recipe)
+    return train_with(loss, recipe.epochs, seed, data, features, on_step, batch=BATCH)
+
+
+def train_with(
+    loss: BatchLoss,
+    epochs: int,
+    seed: int,
+    data: Icd10,
+    features: Features,
+    on_step: Callable[[], None],
+    *,
+    batch: int,
+    learning_rate: float = PEAK_LEARNING_RATE,
+) -> Encoder:
+    """The same with any loss; `learning_rate` is the highest of the cycle."""
     pairs, bags = data.queries["train"], features.queries["train"]
+    steps = len(pairs) // batch  # of an epoch
+    encoder = make_encoder(seed)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=learning_rate, total_steps=epochs * steps
+    )
     generator = torch.Generator().manual_seed(seed)
-    for _ in range(recipe.epochs):
+    for _ in range(epochs):
         order = torch.randperm(len(pairs), generator=generator)
-        for rows in order.split(BATCH)[: len(pairs) // BATCH]:
+        for rows in order.split(batch)[:steps]:
             targets = pairs.targets[rows]
             texts = bags.select(rows).followed_by(features.candidates.select(targets))
-            queries, candidates = encoder(texts).split(BATCH)
-            loss = batch_loss(recipe, queries, candidates, data.grains[targets])
+            queries, candidates = encoder(texts).split(batch)
             optimizer.zero_grad()
-            loss.backward()
+            loss(queries, candidates, data.grains[targets]).backward()
             optimizer.step()
             schedule.step()
             on_step()
