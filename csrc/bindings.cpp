@@ -354,6 +354,7 @@ PYBIND11_MODULE(_native, m) {
     define_passes<float>(m, "f32");
     define_passes<double>(m, "f64");
     m.attr("MOMENT_ROWS") = kMomentRows;
+    m.attr("RANK_COUNTERS") = kRankCounters;
     m.def("instruction_sets", [] {
         const InstructionSet* sets[4];
         const int size = available(sets, 4);

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "logits.h"
@@ -22,22 +23,24 @@ struct ExactPass {
     const ExactArgs<T>& out;
 };
 
-constexpr int kMaxBuckets = 1 << 15;
+constexpr int kMaxBuckets = 1 << 14;
 constexpr int64_t kGroup = 64;  // candidates that are passed over together if all are below
 
 // The buckets of a row's similarities: a function that never falls.
 template <class T>
 struct Buckets {
     int size;
-    T lowest;                        // of the positives
-    T factor;                        // buckets per similarity
-    int32_t first[kMaxBuckets + 1];  // positives in the buckets before
+    T lowest;  // of the positives
+    T base;    // where the first bucket begins
+    T factor;  // buckets per similarity
+    // The positives in the buckets before, or, where the bucket has some itself, -1 minus these.
+    int32_t slot[kMaxBuckets];
 
     template <class F>
     GRAINRANK_INLINE F position(F s) const {
-        const F x = (s - lowest) * factor;
+        const F x = (s - base) * factor;
         const F top = F{} + T(size - 1);
-        const F below = x < top ? x : top;  // NaN, where the lowest is -infinity: the last one
+        const F below = x < top ? x : top;  // NaN, where the base is -infinity: the last one
         return below > F{} ? below : F{};
     }
 
@@ -46,21 +49,26 @@ struct Buckets {
         size = 64;
         while (size < kMaxBuckets && size < 32 * n && size < candidates) size *= 2;
         lowest = sorted[0];
-        // Kept away from 0 and infinity, whose products with the other are NaN.
+        // Of a single positive, or of equal ones, a thousandth of their size.
         using Limits = std::numeric_limits<T>;
-        factor = T(size - 1) / (sorted[n - 1] - lowest);
+        const T least = std::abs(lowest) * T(1e-3) + Limits::min();
+        const T range = sorted[n - 1] - lowest;
+        factor = T(size - 3) / (range > least ? range : least);
+        // Kept away from 0 and infinity, whose products with the other are NaN.
         factor = factor < Limits::max() ? factor : Limits::max();
         factor = factor > Limits::min() ? factor : Limits::min();
+        // The lowest is in the middle of the second bucket: candidates below seldom meet it.
+        base = lowest - T(1.5) / factor;
         int64_t i = 0;
         for (int b = 0; b < size; ++b) {
-            first[b] = static_cast<int32_t>(i);
+            const auto before = static_cast<int32_t>(i);
             while (i < n && static_cast<int>(position(sorted[i])) == b) ++i;
+            slot[b] = i == before ? before : -1 - before;
         }
-        first[size] = static_cast<int32_t>(n);
     }
 };
 
-// The positives that are equal to candidate j and that it is above: those from `slot` on.
+// Moves `slot` behind the positives that are equal to candidate j and that it is above.
 template <class T>
 int64_t above_equal(const ExactPass<T>& pass, int64_t begin, int64_t n, T s, int64_t j,
                     int64_t slot) {
@@ -84,6 +92,18 @@ int64_t above_equal(const ExactPass<T>& pass, int64_t begin, int64_t n, T s, int
     return slot;
 }
 
+// The slot of a candidate, from that of the first positive in its bucket on.
+template <class T>
+int64_t compared(const ExactPass<T>& pass, int64_t begin, int64_t n, T s, int64_t j, int64_t slot) {
+    const T* sorted = pass.out.sorted + begin;
+    constexpr int64_t kFew = 8;
+    int64_t step = 0;
+    while (step < kFew && slot < n && sorted[slot] < s) ++slot, ++step;
+    if (step == kFew) slot = std::lower_bound(sorted + slot, sorted + n, s) - sorted;
+    if (slot < n && sorted[slot] == s) slot = above_equal(pass, begin, n, s, j, slot);
+    return slot;
+}
+
 template <class T>
 void sort_positives(const ExactPass<T>& pass, int64_t begin, int64_t n) {
     const T* s = pass.in.similarity;
@@ -103,26 +123,12 @@ template <class T>
 GRAINRANK_INLINE void count_group(const ExactPass<T>& pass, const Buckets<T>& buckets,
                                   int64_t begin, int64_t positives, const T* s, const int8_t* level,
                                   int64_t column, int64_t n, int width, int32_t* counts) {
-    // First which of them count at all, without a jump: often few of many.
-    int32_t place[kGroup];
-    int64_t listed = 0;
+    int32_t bucket[kGroup];
+    for (int64_t j = 0; j < n; ++j) bucket[j] = static_cast<int32_t>(buckets.position(s[j]));
     for (int64_t j = 0; j < n; ++j) {
-        place[listed] = static_cast<int32_t>(j);
-        listed += s[j] >= buckets.lowest;
-    }
-    const T* sorted = pass.out.sorted + begin;
-    for (int64_t i = 0; i < listed; ++i) {
-        const int64_t j = place[i];
-        const int bucket = static_cast<int>(buckets.position(s[j]));
-        int64_t slot = buckets.first[bucket];
-        const int64_t end = buckets.first[bucket + 1];
-        if (end - slot > 16)
-            slot = std::lower_bound(sorted + slot, sorted + end, s[j]) - sorted;
-        else
-            while (slot < end && sorted[slot] < s[j]) ++slot;
-        if (slot < end && sorted[slot] == s[j])
-            slot = above_equal(pass, begin, positives, s[j], column + j, slot);
-        ++counts[slot * width + level[j] + 1];
+        int64_t slot = buckets.slot[bucket[j]];
+        if (slot < 0) slot = compared(pass, begin, positives, s[j], column + j, -1 - slot);
+        ++counts[(slot * width + level[j] + 1) * kRankCounters + j % kRankCounters];
     }
 }
 
@@ -152,8 +158,8 @@ bool exact_row(const ExactPass<T>& pass, int64_t r) {
     sort_positives(pass, begin, n);
     Buckets<T> buckets;
     buckets.fill(pass.out.sorted + begin, n, block.columns);
-    int32_t* counts = pass.out.counts + (begin + r) * width;
-    memset(counts, 0, sizeof *counts * (n + 1) * width);
+    int32_t* counts = pass.out.counts + (begin + r) * width * kRankCounters;
+    memset(counts, 0, sizeof *counts * (n + 1) * width * kRankCounters);
     const int8_t* level = pass.in.levels + r * block.columns;
     T scratch[kChunk];
     for (int64_t chunk = 0; chunk < block.columns; chunk += kChunk) {
@@ -172,7 +178,8 @@ bool exact_row(const ExactPass<T>& pass, int64_t r) {
     for (int64_t i = n; i > 0; --i) {
         const int64_t p = pass.out.order[begin + i - 1];
         for (int l = 0; l < size; ++l) {
-            above[l] += counts[i * width + l + 1];
+            for (int k = 0; k < kRankCounters; ++k)
+                above[l] += counts[(i * width + l + 1) * kRankCounters + k];
             pass.out.above[p * size + l] = above[l];
         }
         if (pass.out.ties == Ties::kPessimistic) --pass.out.above[p * size + pass.in.level[p]];

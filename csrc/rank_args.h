@@ -28,6 +28,10 @@ struct PositiveArgs {
     T* similarity;
 };
 
+// Candidates that follow each other are counted in turn in so many counters: an addition that waits
+// for the one before it takes several times as long.
+constexpr int kRankCounters = 4;
+
 // Which of equal similarities is above: the one of the lower column, of the higher column, none of
 // them, each of all others.
 enum class Ties : int { kFirst = 0, kLast = 1, kOptimistic = 2, kPessimistic = 3 };
@@ -40,7 +44,7 @@ struct ExactArgs {
     // many of them.
     int64_t* order;   // [P]
     T* sorted;        // [P]
-    int32_t* counts;  // [P + R, L + 2]
+    int32_t* counts;  // [P + R, L + 2, kRankCounters]
 };
 
 // python/grainrank/ranks/surrogates.py.

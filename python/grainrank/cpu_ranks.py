@@ -48,7 +48,8 @@ class CpuRankPasses(CpuPasses):
             torch.empty_like(positives.similarity),
         )
         slots = len(positives.column) + block.shape[0]
-        counts = torch.empty(slots, above.shape[1] + 1, dtype=torch.int32)
+        shape = slots, above.shape[1] + 1, _native.RANK_COUNTERS
+        counts = torch.empty(shape, dtype=torch.int32)
         out = self._make("Exact")(
             ties=getattr(_native.Ties, ties.upper()),
             above=above.data_ptr(),

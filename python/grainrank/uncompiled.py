@@ -4,6 +4,7 @@ that no operator wraps, communication.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar, cast
 
@@ -14,6 +15,16 @@ T = TypeVar("T")
 
 
 def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
-    """`torch.compiler.disable`, but that imports Dynamo at once."""
-    disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
-    return cast(Callable[P, T], disable(function))
+    """The function, where a graph ends; Dynamo is imported only where it traces already."""
+    # `torch.compiler.disable` imports Dynamo at once.
+    apart = cast(
+        Callable[P, T], getattr(torch, "_disable_dynamo", torch.compiler.disable)(function)
+    )
+
+    @functools.wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> T:
+        if torch.compiler.is_compiling():
+            return apart(*args, **options)
+        return function(*args, **options)
+
+    return call

@@ -188,7 +188,7 @@ Results run_exact(const Passes<T>& passes, const RankBatch<T>& x, int num_thread
     Overwritten<T> s(x.batch.similarities, c.columns, x.batch.stride);
     Output<int64_t> order(positives);
     Output<T> sorted(positives);
-    Output<int32_t> counts((positives + c.rows) * (levels + 1));
+    Output<int32_t> counts((positives + c.rows) * (levels + 1) * kRankCounters);
     for (const Ties ties : kTies) {
         Output<int64_t> above(positives * levels);
         passes.exact_ranks(x.batch.block(s.data(), false, num_threads), x.args(),
