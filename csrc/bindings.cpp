@@ -193,12 +193,35 @@ void define_rank_arguments(py::module_& m, const std::string& suffix) {
              py::kw_only(), py::arg("levels"), py::arg("starts"), py::arg("row"), py::arg("column"),
              py::arg("level"), py::arg("similarity"));
     py::class_<ExactArgs<T>>(m, ("Exact_" + suffix).c_str())
-        .def(py::init([](Ties ties, Address above, Address order, Address sorted, Address counts) {
-                 return ExactArgs<T>{ties, at<int64_t*>(above), at<int64_t*>(order), at<T*>(sorted),
-                                     at<int32_t*>(counts)};
+        .def(py::init([](Ties ties, int max_level, int64_t rows, Address starts, Address column,
+                         Address level, Address similarity, Address order, Address sorted,
+                         Address bucket_starts, Address buckets, Address counts, Address above,
+                         int num_threads) {
+                 return ExactArgs<T>{ties,
+                                     max_level,
+                                     rows,
+                                     at<const int64_t*>(starts),
+                                     at<const int64_t*>(column),
+                                     at<const int64_t*>(level),
+                                     at<const T*>(similarity),
+                                     at<int64_t*>(order),
+                                     at<T*>(sorted),
+                                     at<const int64_t*>(bucket_starts),
+                                     at<int32_t*>(buckets),
+                                     at<int32_t*>(counts),
+                                     at<int64_t*>(above),
+                                     num_threads};
              }),
-             py::kw_only(), py::arg("ties"), py::arg("above"), py::arg("order"), py::arg("sorted"),
-             py::arg("counts"));
+             py::kw_only(), py::arg("ties"), py::arg("max_level"), py::arg("rows"),
+             py::arg("starts"), py::arg("column"), py::arg("level"), py::arg("similarity"),
+             py::arg("order"), py::arg("sorted"), py::arg("bucket_starts"), py::arg("buckets"),
+             py::arg("counts"), py::arg("above"), py::arg("num_threads"));
+    py::class_<EmbeddingRows<T>>(m, ("EmbeddingRows_" + suffix).c_str())
+        .def(py::init([](Address values, int64_t stride, int64_t rows, Address factors) {
+                 return EmbeddingRows<T>{at<const T*>(values), stride, rows, at<const T*>(factors)};
+             }),
+             py::kw_only(), py::arg("values"), py::arg("stride"), py::arg("rows"),
+             py::arg("factors"));
     py::class_<StepArgs<T>>(m, ("Step_" + suffix).c_str())
         .def(py::init([](bool upper_bound, double temperature, double rho, double delta,
                          double offset) {
@@ -230,6 +253,55 @@ void define_rank_pass(py::module_& m, const char* name,
         py::gil_scoped_release release;
         run(block, args...);
     });
+}
+
+template <class T>
+void define_exact_passes(py::module_& m) {
+    using Rows = EmbeddingRows<T>;
+    using Exact = ExactArgs<T>;
+    m.def(
+        "pair_similarities",
+        [](const std::string& set, const Rows& queries, const Rows& candidates, int64_t features,
+           int64_t pairs, Address row, Address column, Address similarity, int num_threads) {
+            const auto run = passes<T>(set).pair_similarities;
+            const PairArgs<T> in{queries,
+                                 candidates,
+                                 features,
+                                 pairs,
+                                 at<const int64_t*>(row),
+                                 at<const int64_t*>(column),
+                                 at<T*>(similarity),
+                                 num_threads};
+            py::gil_scoped_release release;
+            run(in);
+        },
+        py::arg("instruction_set"), py::arg("queries"), py::arg("candidates"), py::kw_only(),
+        py::arg("features"), py::arg("pairs"), py::arg("row"), py::arg("column"),
+        py::arg("similarity"), py::arg("num_threads"));
+    m.def(
+        "count_chunk",
+        [](const std::string& set, const Exact& in, const LevelArgs& levels, const Rows& queries,
+           const Rows& candidates, int64_t features, int64_t first_row, int64_t first_column,
+           int64_t all_columns, bool some_ignored, Address packed) {
+            const auto run = passes<T>(set).count_chunk;
+            const ChunkArgs<T> chunk{queries,      candidates,  features,     first_row,
+                                     first_column, all_columns, some_ignored, at<T*>(packed)};
+            py::gil_scoped_release release;
+            return static_cast<int>(run(in, levels, chunk));
+        },
+        py::arg("instruction_set"), py::arg("exact"), py::arg("levels"), py::arg("queries"),
+        py::arg("candidates"), py::kw_only(), py::arg("features"), py::arg("first_row"),
+        py::arg("first_column"), py::arg("all_columns"), py::arg("some_ignored"),
+        py::arg("packed"));
+    const auto over_rows = [&m](const char* name, void (*Passes<T>::*pass)(const Exact&)) {
+        m.def(name, [pass](const std::string& set, const Exact& in) {
+            const auto run = passes<T>(set).*pass;
+            py::gil_scoped_release release;
+            run(in);
+        });
+    };
+    over_rows("sort_positives", &Passes<T>::sort_positives);
+    over_rows("finish_ranks", &Passes<T>::finish_ranks);
 }
 
 template <class T>
@@ -279,7 +351,6 @@ void define_passes(py::module_& m, const std::string& suffix) {
         py::arg("instruction_set"), py::arg("block"), py::arg("levels"), py::arg("out"),
         py::arg("count"));
     define_rank_pass<T, PositiveArgs<T>>(m, "positives", &Passes<T>::positives);
-    define_rank_pass<T, RankArgs<T>, ExactArgs<T>>(m, "exact_ranks", &Passes<T>::exact_ranks);
     define_rank_pass<T, RankArgs<T>, SmoothArgs<T>>(m, "smooth_ranks", &Passes<T>::smooth_ranks);
     define_rank_pass<T, RankArgs<T>, RankGradientArgs<T>>(m, "rank_gradient",
                                                           &Passes<T>::rank_gradient);
@@ -351,10 +422,13 @@ PYBIND11_MODULE(_native, m) {
         .value("PESSIMISTIC", Ties::kPessimistic);
     define_rank_arguments<float>(m, "f32");
     define_rank_arguments<double>(m, "f64");
+    define_exact_passes<float>(m);
+    define_exact_passes<double>(m);
     define_passes<float>(m, "f32");
     define_passes<double>(m, "f64");
     m.attr("MOMENT_ROWS") = kMomentRows;
     m.attr("RANK_COUNTERS") = kRankCounters;
+    m.attr("PACKED_PADDING") = kPackedPadding;
     m.def("instruction_sets", [] {
         const InstructionSet* sets[4];
         const int size = available(sets, 4);

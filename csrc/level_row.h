@@ -123,8 +123,9 @@ inline int64_t scatter_sparse(const LevelLeaf& args, int64_t i, int64_t begin, i
 
 inline int64_t find_bands(const LevelLeaf& args, int64_t i, int64_t begin, int64_t n,
                           int64_t columns, int32_t* level) {
-    const float* similarity = args.similarities + (i - args.first_row) * columns + begin;
     memset(level, 0, n * sizeof *level);
+    if (!args.similarities) return 0;  // only the pairs of level -1 are asked for
+    const float* similarity = args.similarities + (i - args.first_row) * columns + begin;
     int32_t found = 0;
     for (int l = 0; l < args.max_level; ++l) {
         if (args.by_column) {

@@ -135,12 +135,33 @@ void positives(const Block<T>& block, const PositiveArgs<T>& out) {
     for_each(pass, block.rows, kRowsPerPiece, block.num_threads, positive_row<T>);
 }
 
+constexpr int64_t kPairGroupsPerPiece = 64;
+
+template <class T>
+void pair_similarities(const PairArgs<T>& in) {
+    for_each(in, (in.pairs + kPairs - 1) / kPairs, kPairGroupsPerPiece, in.num_threads,
+             pair_group<T>);
+}
+
 // Rows differ in their positives, and so in their work: one at a time.
 
 template <class T>
-void exact_ranks(const Block<T>& block, const RankArgs<T>& in, const ExactArgs<T>& out) {
-    const ExactPass<T> pass{block, in, out};
-    for_each(pass, block.rows, 1, block.num_threads, exact_row<T>);
+void sort_positives(const ExactArgs<T>& in) {
+    for_each(in, in.rows, 1, in.num_threads, sort_row<T>);
+}
+
+template <class T>
+Status count_chunk(const ExactArgs<T>& in, const LevelArgs& levels, const ChunkArgs<T>& chunk) {
+    constexpr int wide = kTileColumns<T>;
+    static_assert(wide <= kPackedPadding);
+    for_each(chunk, (chunk.candidates.rows + wide - 1) / wide, 1, in.num_threads, pack_panel<T>);
+    const ChunkPass<T> pass{in, levels, chunk};
+    return for_each(pass, (in.rows + kItemRows - 1) / kItemRows, 1, in.num_threads, count_item<T>);
+}
+
+template <class T>
+void finish_ranks(const ExactArgs<T>& in) {
+    for_each(in, in.rows, 1, in.num_threads, ranks_of_row<T>);
 }
 
 template <class T>
@@ -185,7 +206,10 @@ Passes<T> passes() {
             softplus_sums<T>,
             block_levels<T>,
             positives<T>,
-            exact_ranks<T>,
+            pair_similarities<T>,
+            sort_positives<T>,
+            count_chunk<T>,
+            finish_ranks<T>,
             smooth_ranks<T>,
             rank_gradient<T>,
             norms<T>,

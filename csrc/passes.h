@@ -159,7 +159,11 @@ struct Passes {
     // Levels int8 [R, M] as the rows see them, and the pairs of each level [R, L + 1].
     Status (*block_levels)(const Block<T>&, const LevelArgs&, int8_t* levels, int64_t* count);
     void (*positives)(const Block<T>&, const PositiveArgs<T>&);
-    void (*exact_ranks)(const Block<T>&, const RankArgs<T>&, const ExactArgs<T>&);
+    void (*pair_similarities)(const PairArgs<T>&);
+    // Exact ranks: sort_positives, count_chunk for all candidates, finish_ranks.
+    void (*sort_positives)(const ExactArgs<T>&);
+    Status (*count_chunk)(const ExactArgs<T>&, const LevelArgs&, const ChunkArgs<T>&);
+    void (*finish_ranks)(const ExactArgs<T>&);
     void (*smooth_ranks)(const Block<T>&, const RankArgs<T>&, const SmoothArgs<T>&);
     void (*rank_gradient)(const Block<T>&, const RankArgs<T>&, const RankGradientArgs<T>&);
     void (*norms)(const NormArgs<T>&);

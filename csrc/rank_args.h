@@ -25,7 +25,7 @@ struct PositiveArgs {
     int64_t* row;
     int64_t* column;
     int64_t* level;
-    T* similarity;
+    T* similarity;  // or null: not wanted
 };
 
 // Candidates that follow each other are counted in turn in so many counters: an addition that waits
@@ -36,16 +36,62 @@ constexpr int kRankCounters = 4;
 // them, each of all others.
 enum class Ties : int { kFirst = 0, kLast = 1, kOptimistic = 2, kPessimistic = 3 };
 
+// The positives of some rows, row by row, and what is counted for them.
 template <class T>
 struct ExactArgs {
     Ties ties;
-    int64_t* above;  // [P, L + 1], out
-    // Scratch: the positives of each row in ascending order, and how many candidates are above so
-    // many of them.
-    int64_t* order;   // [P]
-    T* sorted;        // [P]
-    int32_t* counts;  // [P + R, L + 2, kRankCounters]
+    int max_level;          // L
+    int64_t rows;           // R
+    const int64_t* starts;  // [R + 1]
+    const int64_t* column;  // [P], ascending in a row
+    const int64_t* level;   // [P]
+    const T* similarity;    // [P]
+    // What sort_positives fills: the positives of each row in ascending order, its buckets, of
+    // which it has some if it has positives, and zeros.
+    int64_t* order;                // [P]
+    T* sorted;                     // [P]
+    const int64_t* bucket_starts;  // [R + 1]
+    int32_t* buckets;
+    int32_t* counts;  // [P + 2 R, kRankCounters]: how many are above so many of them; ignored ones
+    int64_t* above;   // [P, L + 1], out
+    int num_threads;
 };
+
+// Embeddings, and what the products with them are multiplied by.
+template <class T>
+struct EmbeddingRows {
+    const T* values;  // [rows, D], `stride` apart
+    int64_t stride;
+    int64_t rows;
+    const T* factors;  // [rows], or null: 1
+};
+
+// Single pairs. Their similarities have the bits of those that count_chunk compares them with.
+template <class T>
+struct PairArgs {
+    EmbeddingRows<T> queries;
+    EmbeddingRows<T> candidates;
+    int64_t features;    // D
+    int64_t pairs;       // P
+    const int64_t* row;  // [P], of the queries
+    const int64_t* column;
+    T* similarity;  // [P], out
+    int num_threads;
+};
+
+// Some of the candidates, and the queries of the rows.
+template <class T>
+struct ChunkArgs {
+    EmbeddingRows<T> queries;
+    EmbeddingRows<T> candidates;
+    int64_t features;      // D
+    int64_t first_row;     // of the batch
+    int64_t first_column;  // of the batch
+    int64_t all_columns;   // M
+    bool some_ignored;     // whether levels of -1 have to be looked for
+    T* packed;             // scratch: [candidates and kPackedPadding, D]
+};
+constexpr int64_t kPackedPadding = 48;  // at least the columns of a tile
 
 // python/grainrank/ranks/surrogates.py.
 template <class T>

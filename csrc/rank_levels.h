@@ -83,8 +83,10 @@ bool positive_row(const PositivePass<T>& pass, int64_t r) {
             out.row[p] = r;
             out.column[p] = j;
             out.level[p] = level[j];
-            out.similarity[p] =
-                block.row_factors ? s[j] * (block.row_factors[r] * block.column_factors[j]) : s[j];
+            if (out.similarity)
+                out.similarity[p] = block.row_factors
+                                        ? s[j] * (block.row_factors[r] * block.column_factors[j])
+                                        : s[j];
             ++p;
         }
     }

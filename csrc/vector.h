@@ -23,6 +23,20 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
+// a * b + c, rounded as in the vectors, whose sums of products the compiler contracts; of plain
+// numbers it may choose not to.
+template <class T>
+GRAINRANK_INLINE T multiply_add(T a, T b, T c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
+    if constexpr (sizeof(T) == 4)
+        return __builtin_fmaf(a, b, c);
+    else
+        return __builtin_fma(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 template <class T>
 struct IntegerOf;
 template <>
@@ -69,6 +83,13 @@ struct Lanes {
         Float v;
         memcpy(&v, &b, sizeof v);
         return v;
+    }
+
+    static GRAINRANK_INLINE Float multiply_add(Float a, Float b, Float c) {
+        if constexpr (kWidth == 1)
+            return GRAINRANK_ISA::multiply_add(a, b, c);
+        else
+            return a * b + c;
     }
 
     // kWidth levels are all 0.

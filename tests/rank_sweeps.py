@@ -13,13 +13,14 @@ from grainrank import LevelSource
 from grainrank.batch import Batch
 from grainrank.ceilings import resolve_ceilings
 from grainrank.ranks.blocks import rows_of
+from grainrank.ranks.compute import exact_by
 from grainrank.ranks.exact import exact_ranks
 from grainrank.ranks.passes import RankPasses
 from grainrank.ranks.smooth import smooth_ranks
 from grainrank.ranks.surrogates import Sigmoid, Surrogate, UpperBound
-from grainrank.ranks.sweep import sweep_exact, sweep_rank_gradients, sweep_smooth
-from grainrank.row_blocks import RowBlocks
+from grainrank.ranks.sweep import sweep_rank_gradients, sweep_smooth
 from grainrank.table_sets import Needs
+from grainrank.top_k.rows import as_rows
 
 Results = dict[str, Tensor]
 FIELDS = ("indptr", "indices", "level", "similarity", "above", "count", "at_least")
@@ -66,9 +67,9 @@ def upstream(above: Tensor) -> Tensor:
 
 def exact(case: Case, make: type[Any], ties: str) -> Results:
     batch = case.batch()
-    passes: RankPasses = make(batch)
-    blocks = (block for item in RowBlocks(batch, passes) for block in item.blocks)
-    return dict(zip(FIELDS, sweep_exact(blocks, passes, ties), strict=False))
+    q, c = (as_rows("", x) for x in (case.queries, case.candidates))
+    found = exact_by(make(batch), q, c, batch, ties)._asdict()
+    return {name: found[name] for name in FIELDS if found[name] is not None}
 
 
 def reference_exact(case: Case, ties: str) -> Results:

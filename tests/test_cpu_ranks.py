@@ -21,6 +21,7 @@ from rank_sweeps import (
 )
 from test_level_sources import integers, references, sources
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from grainrank import DenseLevels, LevelSource
 from grainrank.ranks.surrogates import Surrogate
@@ -92,6 +93,36 @@ def test_exact_ranks_of_similarities_of_any_size(
     for chosen in (given, only_equal):
         found, expected = exact(chosen, make, "first"), reference_exact(chosen, "first")
         assert torch.equal(found["above"], expected["above"])
+
+
+@each_tie
+@each_dtype
+def test_equal_embeddings_are_ties_wherever_they_stand(
+    dtype: torch.dtype, ties: str, make: Make
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(27, 37, generator=generator, dtype=dtype)
+    distinct = torch.randn(5, 37, generator=generator, dtype=dtype)
+    member = torch.randint(0, 5, (1500,), generator=generator)
+    given = Case(q, distinct[member], graded(27, 1500, share=0.01))
+    found = exact(given, make, ties)
+    # Gathered, not multiplied: equal ones have equal bits.
+    unit_q, unit_distinct = (normalize(x.double(), dim=1) for x in (q, distinct))
+    s = (unit_q @ unit_distinct.T)[:, member]
+    columns = found["indices"]
+    row = torch.repeat_interleave(torch.arange(27), found["indptr"].diff())
+    own, others = s[row, columns][:, None], s[row]
+    place = torch.arange(1500)
+    above_tie = {
+        "first": place < columns[:, None],
+        "last": place > columns[:, None],
+        "optimistic": torch.zeros(1, dtype=torch.bool),
+        "pessimistic": place != columns[:, None],
+    }[ties]
+    above = (others > own) | ((others == own) & above_tie)
+    levels = given.levels.block(0, 27, 1500)[row]
+    expected = torch.stack([(above & (levels == k)).sum(dim=1) for k in range(4)], dim=1)
+    assert torch.equal(found["above"], expected)
 
 
 def test_exact_ranks_of_similarities_that_overflow(make: Make) -> None:

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from grainrank import GrainKeys
-from grainrank.ranks import PositiveRanks, positive_ranks, streamed
+from grainrank.ranks import PositiveRanks, positive_ranks, streamed, tiles
 
 N, M, D = 11, 150, 6
 
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamed, "_CHUNK", 40 * D * 4)
+    row = D * 4
+    monkeypatch.setattr(streamed, "_CHUNK", 40 * row)
+    for name, rows in (("_QUERIES", 4), ("_CANDIDATES", 40), ("_PAIRS", 7)):
+        monkeypatch.setattr(tiles, name, rows * row)
 
 
 def embeddings(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -84,6 +87,14 @@ def test_cosine(backend: str) -> None:
     found = positive_ranks(q.numpy() * 3, c.numpy() / 7, keys(), backend=backend, workspace_mb=2e-3)
     torch.testing.assert_close(found.similarity, expected.similarity, rtol=1e-5, atol=1e-6)
     assert torch.equal(found.above, expected.above)
+
+
+def test_cosines_of_files_have_the_bits_of_those_of_tensors(tmp_path: Path) -> None:
+    q, c = (torch.randn(n, D, generator=torch.Generator().manual_seed(n)) for n in (N, M))
+    np.save(tmp_path / "c", c.numpy())
+    file = np.load(tmp_path / "c.npy", mmap_mode="r")
+    of_file = positive_ranks(q, file, keys(), backend="cpu", workspace_mb=2e-3)
+    assert_equal(of_file, positive_ranks(q, c, keys(), backend="cpu"))
 
 
 @pytest.mark.parametrize(

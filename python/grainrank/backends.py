@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,11 +31,21 @@ from .sweep import (
 from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, TableSet
 
 if TYPE_CHECKING:
-    from .ranks.passes import RankPasses
+    from .ranks.passes import BlockPasses, TilePasses
 
 Backend = Literal["auto", "reference", "cpu", "cuda", "triton"]
 BACKENDS = ("auto", "reference", "cpu", "cuda", "triton")
 OLDEST_TRITON = 3, 9  # that the kernels were tried with
+_PASSES = {
+    "cpu": ("grainrank.cpu", "CpuPasses"),
+    "cuda": ("grainrank.cuda_passes", "CudaPasses"),
+    "triton": ("grainrank.triton_passes", "TritonPasses"),
+}
+_RANK_PASSES = {
+    "cpu": ("grainrank.cpu_ranks", "CpuRankPasses"),
+    "cuda": ("grainrank.cuda_ranks", "CudaRankPasses"),
+    "triton": ("grainrank.triton_ranks", "TritonRankPasses"),
+}
 
 logger = logging.getLogger("grainrank")
 
@@ -168,46 +178,30 @@ def resolve(backend: str, device: torch.device) -> str:
     return _pick(device.type) if backend == "auto" else backend
 
 
-def _passes(batch: Batch, backend: str) -> Passes | None:
-    """The fused passes, or None for the reference."""
+def _of_backend(batch: Batch, backend: str, classes: dict[str, tuple[str, str]]) -> Any:
+    """An object of the class that stands for the backend, or None for the reference."""
     name = resolve(backend, batch.queries.device)
     if name == "reference":
         return None
-    make: Callable[..., Passes]
-    if name == "triton":
-        make = importlib.import_module("grainrank.triton_passes").TritonPasses
-        return make(batch)
-    if name == "cuda":
-        make = importlib.import_module("grainrank.cuda_passes").CudaPasses
-        return make(batch)
-    _check_native()
-    make = importlib.import_module("grainrank.cpu").CpuPasses
-    return make(batch)
-
-
-def _check_native() -> None:
-    error = _native_error()
+    error = _native_error() if name == "cpu" else None
     if error is not None:
         raise RuntimeError(
             f'backend="cpu" needs the native library, which did not load ({error}); '
             f'reinstall grainrank with a C++ compiler, or use backend="reference"'
         )
-
-
-def rank_passes(batch: Batch, backend: str) -> RankPasses | None:
-    """The fused passes over ranks, or None for the reference."""
-    name = resolve(backend, batch.queries.device)
-    if name == "reference":
-        return None
-    if name == "cpu":
-        _check_native()
-    classes = {
-        "cpu": ("grainrank.cpu_ranks", "CpuRankPasses"),
-        "cuda": ("grainrank.cuda_ranks", "CudaRankPasses"),
-        "triton": ("grainrank.triton_ranks", "TritonRankPasses"),
-    }
     module, cls = classes[name]
-    passes: RankPasses = getattr(importlib.import_module(module), cls)(batch)
+    return getattr(importlib.import_module(module), cls)(batch)
+
+
+def _passes(batch: Batch, backend: str) -> Passes | None:
+    """The fused passes, or None for the reference."""
+    passes: Passes | None = _of_backend(batch, backend, _PASSES)
+    return passes
+
+
+def rank_passes(batch: Batch, backend: str) -> BlockPasses | TilePasses | None:
+    """The fused passes over ranks, or None for the reference."""
+    passes: BlockPasses | TilePasses | None = _of_backend(batch, backend, _RANK_PASSES)
     return passes
 
 

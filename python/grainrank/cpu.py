@@ -212,15 +212,14 @@ class CpuPasses:
         )
 
     def _block(self, block: Block) -> Any:
-        s = block.similarities
-        assert s is not None  # and the gradient is written over it
-        rows, columns = s.shape
+        s = block.similarities  # and the gradient is written over it
+        rows, columns = block.shape
         circle = self._batch.circle
         return self._make("Block")(
-            similarities=s.data_ptr(),
+            similarities=_address(s),
             rows=rows,
             columns=columns,
-            row_stride=s.stride(0),
+            row_stride=0 if s is None else s.stride(0),
             first_row=block.start,
             scale=self._scale,
             row_factors=_address(block.row_factors),

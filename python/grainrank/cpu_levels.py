@@ -24,6 +24,11 @@ class CpuLevels(LevelPointers):
         ]
         return _native.LevelArgs(self.max_level, leaves, self.exclusions)
 
+    def without_references(self) -> Any:
+        """For all rows; good for finding the pairs of level -1, which bands have none of."""
+        leaves = [_native.LevelLeaf(**{**leaf, "similarities": 0}) for leaf in self._leaves]
+        return _native.LevelArgs(self.max_level, leaves, self.exclusions)
+
     def compared(self, queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         return narrow(queries, candidates)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,9 +10,15 @@ from torch import Tensor
 
 from . import _native  # type: ignore[attr-defined]
 from .cpu import CpuPasses
+from .levels import level_range_error
+from .ranks.blocks import offsets
 from .ranks.passes import Positives, SmoothSums
+from .ranks.streamed import Part
 from .ranks.surrogates import Surrogate
 from .row_blocks import Block
+
+_BUCKETS = 8  # for each positive of a row: few candidates have to be compared
+_FEWEST_BUCKETS, _MOST_BUCKETS = 64, 2**14
 
 
 class CpuRankPasses(CpuPasses):
@@ -25,39 +32,86 @@ class CpuRankPasses(CpuPasses):
         return levels, count
 
     def positives(self, block: Block, levels: Tensor, count: Tensor) -> Positives:
-        ends = count[:, 1:].sum(dim=1).cumsum(dim=0)
-        starts = torch.cat([ends.new_zeros(1), ends])
+        starts = offsets(count[:, 1:].sum(dim=1))
         size = int(starts[-1])
         row, column, level = torch.empty(3, size, dtype=torch.int64).unbind()
-        similarity = torch.empty(size, dtype=self._dtype)
+        similarity = self.empty(size)
         out = self._make("Positives")(
             levels=levels.data_ptr(),
             starts=starts.data_ptr(),
             row=row.data_ptr(),
             column=column.data_ptr(),
             level=level.data_ptr(),
-            similarity=similarity.data_ptr(),
+            similarity=0 if block.similarities is None else similarity.data_ptr(),
         )
         _native.positives(self._set, self._block(block), out)
         return Positives(starts, row, column, level, similarity)
 
-    def exact_ranks(self, block: Block, levels: Tensor, positives: Positives, ties: str) -> Tensor:
+    def pair_similarities(
+        self, queries: Part, candidates: Part, row: Tensor, column: Tensor
+    ) -> Tensor:
+        similarity = self.empty(len(row))
+        _native.pair_similarities(
+            self._set,
+            self._rows(queries),
+            self._rows(candidates),
+            features=queries.values.shape[1],
+            pairs=len(row),
+            row=row.data_ptr(),
+            column=column.data_ptr(),
+            similarity=similarity.data_ptr(),
+            num_threads=torch.get_num_threads(),
+        )
+        return similarity
+
+    def tile_ranks(
+        self,
+        queries: Part,
+        positives: Positives,
+        ties: str,
+        start: int,
+        columns: int,
+        ignored: bool,
+        candidates: Iterable[tuple[int, Part]],
+    ) -> Tensor:
+        lengths, size = positives.starts.diff(), len(positives.column)
+        buckets = (lengths * _BUCKETS).clamp(_FEWEST_BUCKETS, _MOST_BUCKETS)
+        bucket_starts = offsets(torch.where(lengths > 0, buckets, 0))
         above = self._counts(positives)
-        order, ascending = (
-            torch.empty_like(positives.column),
-            torch.empty_like(positives.similarity),
-        )
-        slots = len(positives.column) + block.shape[0]
-        shape = slots, above.shape[1] + 1, _native.RANK_COUNTERS
-        counts = torch.empty(shape, dtype=torch.int32)
-        out = self._make("Exact")(
+        held = {
+            **positives._asdict(),
+            "order": torch.empty(size, dtype=torch.int64),
+            "sorted": torch.empty(size, dtype=self._dtype),
+            "bucket_starts": bucket_starts,
+            "buckets": torch.empty(int(bucket_starts[-1]), dtype=torch.int32),
+            "counts": torch.empty(
+                size + 2 * len(lengths), _native.RANK_COUNTERS, dtype=torch.int32
+            ),
+            "above": above,
+        }
+        del held["row"]
+        exact = self._make("Exact")(
             ties=getattr(_native.Ties, ties.upper()),
-            above=above.data_ptr(),
-            order=order.data_ptr(),
-            sorted=ascending.data_ptr(),
-            counts=counts.data_ptr(),
+            max_level=self._levels.max_level,
+            rows=len(lengths),
+            num_threads=torch.get_num_threads(),
+            **{name: tensor.data_ptr() for name, tensor in held.items()},
         )
-        _native.exact_ranks(self._set, self._block(block), self._ranks(levels, positives), out)
+        _native.sort_positives(self._set, exact)
+        levels, q = self._levels.without_references(), self._rows(queries)
+        features, packed = queries.values.shape[1], self.empty(0)
+        for first, part in candidates:
+            needed = (len(part.values) + _native.PACKED_PADDING) * features
+            if packed.numel() < needed:
+                packed = self.empty(needed)
+            status = _native.count_chunk(
+                self._set, exact, levels, q, self._rows(part),
+                features=features, first_row=start, first_column=first, all_columns=columns,
+                some_ignored=ignored, packed=packed.data_ptr(),
+            )  # fmt: skip
+            if status != 0:
+                raise level_range_error(self._levels.max_level)
+        _native.finish_ranks(self._set, exact)
         return above
 
     def smooth_ranks(
@@ -83,7 +137,6 @@ class CpuRankPasses(CpuPasses):
         d_above: Tensor,
         own: Tensor,
     ) -> None:
-        d_above, own = d_above.contiguous(), own.contiguous()
         out = self._make("RankGradient")(
             step=self._step(step), d_above=d_above.data_ptr(), own=own.data_ptr()
         )
@@ -92,6 +145,15 @@ class CpuRankPasses(CpuPasses):
     def _counts(self, positives: Positives) -> Tensor:
         """Memory for int64 `[P, L + 1]`."""
         return torch.empty(len(positives.column), self._levels.max_level + 1, dtype=torch.int64)
+
+    def _rows(self, part: Part) -> Any:
+        values, inverse = part
+        return self._make("EmbeddingRows")(
+            values=values.data_ptr(),
+            stride=values.stride(0),
+            rows=len(values),
+            factors=0 if inverse is None else inverse.data_ptr(),
+        )
 
     def _step(self, step: Surrogate) -> Any:
         return self._make("Step")(upper_bound=step.upper_bound, **step.numbers())

@@ -10,7 +10,8 @@ from torch import Tensor
 from . import _cuda, cuda_launch  # type: ignore[attr-defined]
 from .cuda_launch import stream_of
 from .cuda_passes import CudaPasses, gradient_of
-from .gpu_ranks import count_levels, find_positives
+from .gpu_ranks import find_positives
+from .ranks.blocks import level_counts
 from .ranks.passes import Positives, SmoothSums
 from .ranks.surrogates import Surrogate
 from .row_blocks import Block
@@ -30,10 +31,10 @@ class CudaRankPasses(CudaPasses):
             stream=stream_of(self._device),
         )
         levels = levels[:, :columns]
-        return levels, count_levels(levels, self._batch.levels.max_level)
+        return levels, level_counts(levels, self._batch.levels.max_level)
 
     def positives(self, block: Block, levels: Tensor, count: Tensor) -> Positives:
-        return Positives(*(x.contiguous() for x in find_positives(block, levels, count)))
+        return find_positives(block, levels, count)
 
     def exact_ranks(self, block: Block, levels: Tensor, positives: Positives, ties: str) -> Tensor:
         shape = self._parts(block, positives)
@@ -75,7 +76,6 @@ class CudaRankPasses(CudaPasses):
         d_above: Tensor,
         own: Tensor,
     ) -> None:
-        d_above, own = d_above.contiguous(), own.contiguous()
         _cuda.rank_gradient(
             self._block(block),
             _positives(levels, positives),

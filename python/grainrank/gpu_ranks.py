@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from .ranks.blocks import offsets
 from .ranks.passes import Positives
 from .row_blocks import Block
-
-
-def count_levels(levels: Tensor, max_level: int) -> Tensor:
-    """int64 `[R, L + 1]`, of levels int8 `[R, M]`."""
-    return torch.stack([(levels == k).sum(dim=1) for k in range(max_level + 1)], dim=1)
 
 
 def find_positives(block: Block, levels: Tensor, count: Tensor) -> Positives:
@@ -22,6 +17,7 @@ def find_positives(block: Block, levels: Tensor, count: Tensor) -> Positives:
     if block.row_factors is not None and block.column_factors is not None:
         # In the order of the kernels: equal similarities have equal bits.
         similarity = similarity * (block.row_factors[row] * block.column_factors[column])
-    ends = count[:, 1:].sum(dim=1).cumsum(dim=0)
-    starts = torch.cat([ends.new_zeros(1), ends])
-    return Positives(starts, row, column, levels[row, column].long(), similarity)
+    starts = offsets(count[:, 1:].sum(dim=1))
+    level = levels[row, column].long()
+    # nonzero gives views of one tensor.
+    return Positives(starts, row.contiguous(), column.contiguous(), level, similarity)

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from . import triton_launch
 from .batch import Batch
-from .gpu_ranks import count_levels, find_positives
+from .gpu_ranks import find_positives
 from .kernels.ranks import block_levels, rank_gradient, rank_sums
+from .ranks.blocks import level_counts
 from .ranks.passes import Positives, SmoothSums
 from .ranks.surrogates import Surrogate
 from .row_blocks import Block
@@ -45,10 +46,10 @@ class TritonRankPasses(TritonPasses):
             BLOCK_R=launch.rows, BLOCK_M=launch.columns,
             num_warps=launch.warps, num_stages=launch.stages,
         )  # fmt: skip
-        return levels, count_levels(levels, self._batch.levels.max_level)
+        return levels, level_counts(levels, self._batch.levels.max_level)
 
     def positives(self, block: Block, levels: Tensor, count: Tensor) -> Positives:
-        return Positives(*(t.contiguous() for t in find_positives(block, levels, count)))
+        return find_positives(block, levels, count)
 
     def exact_ranks(self, block: Block, levels: Tensor, positives: Positives, ties: str) -> Tensor:
         (above,) = self._sums(block, levels, positives, ties, None, (torch.int32,))
@@ -72,7 +73,7 @@ class TritonRankPasses(TritonPasses):
     ) -> None:
         r, m = block.shape
         assert block.gradient is not None
-        d_above, own, starts = d_above.contiguous(), own.contiguous(), positives.starts
+        starts = positives.starts
         triton_launch.run(
             rank_gradient, (r * triton.cdiv(m, self._columns),),
             *self._product(block), (block.gradient, block.gradient.stride(0), block.unit),

@@ -5,7 +5,7 @@
 
 #include "comparison.h"
 #include "embeddings.h"
-#include "ranks.h"
+#include "exact.h"
 #include "runs.h"
 
 #if GRAINRANK_WITH_WIDE
@@ -45,7 +45,7 @@ Results exactly(Results results) {
     return results;
 }
 
-// The scalar set against the definition of exact ranks, the others against the scalar set.
+// Every set against the definition of exact ranks; the rest against the scalar set.
 template <class T>
 void check_ranks(std::vector<Tested>& sets, const InstructionSet& scalar, const Case& c,
                  Spread spread) {
@@ -53,13 +53,16 @@ void check_ranks(std::vector<Tested>& sets, const InstructionSet& scalar, const 
     Results levels;
     const LevelMemory found = run_levels(passes<T>(scalar), batch, 1, levels);
     const RankBatch<T> x(batch, found.levels.data(), spread);
+    const ExactBatch<T> embedded(x, spread);
     const auto run = [&](const Passes<T>& p, int num_threads) {
-        Results results = run_exact(p, x, num_threads);
+        Results results;
+        run_positives(p, x, num_threads, results);
         run_levels(p, batch, num_threads, results);
         if (x.finite) run_smooth(p, x, num_threads, results);
         return results;
     };
-    const Results expected = run(passes<T>(scalar), 1), exact = exact_by_definition(x);
+    const Results expected = run(passes<T>(scalar), 1), positives = positives_by_definition(x);
+    const Results pairs = run_exact(passes<T>(scalar), embedded, 1).similarities;
     char label[100];
     std::snprintf(label, sizeof label, "ranks %d (%d x %d, L = %d, spread %d)", c.number,
                   static_cast<int>(c.rows), static_cast<int>(c.columns), c.max_level,
@@ -67,8 +70,15 @@ void check_ranks(std::vector<Tested>& sets, const InstructionSet& scalar, const 
     for (Tested& tested : sets) {
         const Passes<T>& p = passes<T>(tested.set);
         const Results one = tested.set.name == scalar.name ? expected : run(p, 1);
-        compare<T>(tested, label, one, tested.set.name == scalar.name ? exact : expected);
-        if (c.number % 4 == 1) compare<T>(tested, label, run(p, 2), exactly(one));
+        compare<T>(tested, label, one, tested.set.name == scalar.name ? positives : expected);
+        const ExactResults exact = run_exact(p, embedded, 1);
+        compare<T>(tested, label, exact.similarities, pairs);
+        compare<T>(tested, label, exact.above, exact.by_definition);
+        if (c.number % 4 != 1) continue;
+        compare<T>(tested, label, run(p, 2), exactly(one));
+        const ExactResults again = run_exact(p, embedded, 2);
+        compare<T>(tested, label, again.similarities, exactly(exact.similarities));
+        compare<T>(tested, label, again.above, exact.above);
     }
 }
 

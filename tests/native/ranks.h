@@ -1,4 +1,4 @@
-// Runs the passes over ranks of the positives, and finds exact ranks from their definition.
+// Runs the passes over levels, positives and their smooth ranks.
 #pragma once
 
 #include "outputs.h"
@@ -115,31 +115,9 @@ struct RankBatch {
     }
 };
 
-constexpr Ties kTies[] = {Ties::kFirst, Ties::kLast, Ties::kOptimistic, Ties::kPessimistic};
-
-inline std::string name_of(Ties ties) {
-    return "exact ranks of ties " + std::to_string(static_cast<int>(ties));
-}
-
-// The candidate of column j, as similar as the positive of another column, is above it.
-inline bool above_tie(Ties ties, int64_t j, int64_t positive) {
-    switch (ties) {
-        case Ties::kFirst:
-            return j < positive;
-        case Ties::kLast:
-            return j > positive;
-        case Ties::kOptimistic:
-            return false;
-        case Ties::kPessimistic:
-            break;
-    }
-    return true;
-}
-
-// What run_exact should give first.
+// What run_positives should give.
 template <class T>
-Results exact_by_definition(const RankBatch<T>& x) {
-    const Case& c = x.batch.c;
+Results positives_by_definition(const RankBatch<T>& x) {
     Results results;
     const auto add = [&](const std::string& name, const auto& values) {
         results.push_back({name, {values.begin(), values.end()}, Tolerance::kExact});
@@ -148,18 +126,6 @@ Results exact_by_definition(const RankBatch<T>& x) {
     add("column", x.column);
     add("level", x.level);
     add("similarity", x.similarity);
-    for (const Ties ties : kTies) {
-        std::vector<int64_t> above(x.d_above.size());
-        for (size_t p = 0; p < x.row.size(); ++p)
-            for (int64_t j = 0; j < c.columns; ++j) {
-                const int8_t l = x.levels[x.row[p] * c.columns + j];
-                if (l < 0 || j == x.column[p]) continue;
-                const T s = x.similarity_of(x.row[p], j);
-                const bool tie = s == x.similarity[p] && above_tie(ties, j, x.column[p]);
-                above[p * (c.max_level + 1) + l] += s > x.similarity[p] || tie;
-            }
-        add(name_of(ties), above);
-    }
     return results;
 }
 
@@ -177,28 +143,6 @@ void run_positives(const Passes<T>& passes, const RankBatch<T>& x, int num_threa
     column.collect("column", results);
     level.collect("level", results);
     similarity.collect("similarity", results, 0, Tolerance::kExact);
-}
-
-template <class T>
-Results run_exact(const Passes<T>& passes, const RankBatch<T>& x, int num_threads) {
-    const Case& c = x.batch.c;
-    const int64_t positives = static_cast<int64_t>(x.row.size()), levels = c.max_level + 1;
-    Results results;
-    run_positives(passes, x, num_threads, results);
-    Overwritten<T> s(x.batch.similarities, c.columns, x.batch.stride);
-    Output<int64_t> order(positives);
-    Output<T> sorted(positives);
-    Output<int32_t> counts((positives + c.rows) * (levels + 1) * kRankCounters);
-    for (const Ties ties : kTies) {
-        Output<int64_t> above(positives * levels);
-        passes.exact_ranks(x.batch.block(s.data(), false, num_threads), x.args(),
-                           {ties, above.data(), order.data(), sorted.data(), counts.data()});
-        above.collect(name_of(ties), results);
-    }
-    s.collect_unchanged("exact_ranks", results);
-    const bool intact = order.intact() && sorted.intact() && counts.intact();
-    results.push_back({"scratch of exact_ranks", {intact ? 0 : NAN}, Tolerance::kExact});
-    return results;
 }
 
 template <class T>

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from .build import compiler
-from .cuda import Device, _Compilers, build_library, build_module
+from .cuda import Device, build_library
 from .errors import SimulatorError
 
 pytestmark = [
@@ -157,7 +156,7 @@ def device(library: ctypes.CDLL) -> Iterator[Device]:
     device.clear()
 
 
-def _register(device: Device, name: str, array: np.ndarray, writable: bool = True) -> int:
+def register(device: Device, name: str, array: np.ndarray, writable: bool = True) -> int:
     device.register(array.ctypes.data, array.nbytes, name, writable)
     return array.ctypes.data
 
@@ -173,7 +172,7 @@ def _scale(
     x = np.arange(1000, dtype=np.float32)
     y = np.full(1000, np.nan, np.float32)
     code = library.run_scale(
-        _register(device, "x", x, writable=False), _register(device, "y", y), n, 3.0,
+        register(device, "x", x, writable=False), register(device, "y", y), n, 3.0,
         blocks, rows, threads,
     )  # fmt: skip
     return code, x, y
@@ -189,7 +188,7 @@ def _sum(
     x = np.arange(300, dtype=np.float32)
     total = np.zeros(1, np.float32)
     code = library.run_sum(
-        _register(device, "x", x, writable=False), _register(device, "total", total), len(x),
+        register(device, "x", x, writable=False), register(device, "total", total), len(x),
         shared_bytes, opt_in, synchronise,
     )  # fmt: skip
     return code, float(total[0])
@@ -241,7 +240,7 @@ def test_memory_that_is_not_registered(library: ctypes.CDLL, device: Device) -> 
 
 
 def test_write_to_a_read_only_buffer(library: ctypes.CDLL, device: Device) -> None:
-    x = _register(device, "x", np.zeros(128, np.float32), writable=False)
+    x = register(device, "x", np.zeros(128, np.float32), writable=False)
     assert library.run_scale(x, x, 128, 1.0, 1, 1, 128) == _LAUNCH_FAILURE
     assert "read-only buffer 'x'" in device.message()
 
@@ -339,7 +338,7 @@ def test_traffic_of_other_instructions(library: ctypes.CDLL, device: Device) -> 
     x = np.ones((128, 4), np.float32)
     y, count = np.zeros_like(x), np.zeros(1, np.int32)
     code = library.run_several_ways(
-        _register(device, "x", x), _register(device, "y", y), _register(device, "count", count)
+        register(device, "x", x), register(device, "y", y), register(device, "count", count)
     )
     assert (code, count[0]) == (_OK, 128), device.message()
     assert device.traffic("x") == (128 * 16 + 127 * 4, 0)
@@ -393,131 +392,3 @@ def test_buffer_at_the_address_of_a_former_one(library: ctypes.CDLL, device: Dev
     assert device.traffic("whole") == (0, 0)
     assert library.run_scale(address, address, 65, 1.0, 1, 1, 128) == _ILLEGAL_ADDRESS
     assert "buffer 'half'" in device.message()
-
-
-# One of two files, whose kernels have the same names.
-_PART = r"""
-#include "together.h"
-
-namespace {
-__global__ void put(float* x) { x[threadIdx.x] = NUMBER; }
-}  // namespace
-
-static __global__ void put_more(float* x) { x[threadIdx.x] = NUMBER + 10; }
-
-cudaError_t PART(float* x, unsigned threads) {
-    put<<<1, threads>>>(x);
-    put_more<<<1, threads>>>(x + threads);
-    return times<NUMBER % 2>(x, 2 * threads);
-}
-"""
-_TOGETHER = r"""
-template <bool kNegative>
-__global__ void multiply(float* x, float by) {
-    x[threadIdx.x] *= kNegative ? -by : by;
-}
-template <bool kNegative>
-cudaError_t times(float* x, unsigned threads) {
-    multiply<kNegative><<<1, threads>>>(x, 100);
-    return cudaPeekAtLastError();
-}
-"""
-_BINDINGS = r"""
-#include <cuda_runtime.h>
-#include <pybind11/pybind11.h>
-
-cudaError_t first(float* x, unsigned threads);
-cudaError_t second(float* x, unsigned threads);
-
-template <cudaError_t run(float*, unsigned)>
-const char* call(uintptr_t x, unsigned threads) {
-    return cudaGetErrorString(run(reinterpret_cast<float*>(x), threads));
-}
-
-struct Properties {
-    int major = 0;
-    Properties() { cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0); }
-};
-
-PYBIND11_MODULE(_parts, module) {
-    pybind11::class_<Properties>(module, "Properties")
-        .def(pybind11::init<>())
-        .def_readonly("major", &Properties::major);
-    module.def("first", call<first>);
-    module.def("second", call<second>);
-    module.attr("SCALE") = SCALE;
-}
-"""
-_FLAGS = ["-DSCALE=7"]
-_NAME = "some.package._parts"
-
-
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    if importlib.util.find_spec("pybind11") is None:
-        pytest.skip("pybind11 is not installed")
-    folder = tmp_path_factory.mktemp("module")
-    (folder / "together.h").write_text(_TOGETHER)
-    for part, number in (("first", 1), ("second", 3)):
-        text = _PART.replace("PART", part).replace("NUMBER", str(number))
-        (folder / f"{part}.cu").write_text(text)
-    (folder / "bindings.cpp").write_text(_BINDINGS)
-    return [folder / name for name in ("first.cu", "second.cu", "bindings.cpp")]
-
-
-def test_module_of_several_sources(parts: list[Path]) -> None:
-    module = build_module(_NAME, parts, flags=_FLAGS)
-    assert module.__name__ == _NAME
-    assert build_module(_NAME, parts, flags=_FLAGS) is module
-    assert module.SCALE == 7
-    device = Device(module)
-    x = np.zeros(8, np.float32)
-    assert module.first(_register(device, "x", x), 4) == "no error", device.message()
-    np.testing.assert_array_equal(x, [-100] * 4 + [-1100] * 4)
-    assert module.second(x.ctypes.data, 4) == "no error", device.message()
-    np.testing.assert_array_equal(x, [-300] * 4 + [-1300] * 4)
-    assert device.traffic("x") == (2 * 32, 4 * 32)
-    # Kernels of the same name in two files count together.
-    counts = device.instructions()
-    assert set(counts) == {"put", "put_more", "multiply<true>"}
-    assert counts["put"] % 8 == 0
-    assert module.second(x.ctypes.data, 5) == "an illegal memory access was encountered"
-    assert "put_more" in device.message()
-    assert "at second.cu:8" in device.message()
-    device.clear()
-    assert device.message() == ""
-
-
-def test_only_the_changed_source_is_compiled(parts: list[Path]) -> None:
-    compilers = _Compilers((), 80, _FLAGS)
-    objects = compilers.objects(parts[:2])
-    text = parts[0].read_text()
-    parts[0].write_text(text + "// changed\n")
-    try:
-        changed = compilers.objects(parts[:2])
-    finally:
-        parts[0].write_text(text)
-    assert changed[0] != objects[0]
-    assert changed[1:] == objects[1:]
-
-
-def test_modules_of_two_capabilities(parts: list[Path]) -> None:
-    modules = [build_module(_NAME, parts, (), capability, _FLAGS) for capability in (80, 90)]
-    assert [module.Properties().major for module in modules] == [8, 9]
-    x = np.zeros(2, np.float32)
-    _register(Device(modules[0]), "x", x)
-    assert modules[0].second(x.ctypes.data, 1) == "no error"
-    # Each has a device of its own.
-    assert modules[1].second(x.ctypes.data, 1) == "an illegal memory access was encountered"
-    for module in modules:
-        Device(module).clear()
-
-
-def test_module_that_lacks_a_function(parts: list[Path]) -> None:
-    with pytest.raises(ImportError, match=r"undefined symbol: \w*first"):
-        build_module(_NAME, parts[1:], flags=_FLAGS)
-
-
-def test_source_of_an_unknown_kind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"must end in \.cu or \.cpp, got kernel\.cc"):
-        build_module(_NAME, [tmp_path / "kernel.cc"])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .._version import __version__
+from ..console import positive
 from .accuracy import check_accuracy
 from .cases import check_own, fsdp_error
 from .processes import joined, on_processes, started_by_torchrun
@@ -32,7 +33,7 @@ def add_parser(commands: Any) -> None:
         "torchrun it runs on torchrun's ranks. Exit code 0: all ok, 1: something is WRONG, 2: it "
         "could not run.",
     )
-    parser.add_argument("--nproc", type=_positive, metavar="W",
+    parser.add_argument("--nproc", type=positive, metavar="W",
                         help="gloo processes to start (default 1)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON, not the table")
     parser.set_defaults(run=run)
@@ -97,10 +98,3 @@ def _over_ranks(group: Any) -> dict[str, Any]:
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from typing import Any
+
+from ..console import columns, show_columns
 
 WIDTH = 100
 
@@ -25,8 +26,7 @@ def show(found: dict[str, Any]) -> None:
     """Prints the table, with rich on a terminal that has it."""
     for line in title(found):
         print(line)
-    if not (sys.stdout.isatty() and _show_rich(found)):
-        print(plain(found))
+    show_columns(*_cells(found), WIDTH, lambda verdict: "green" if verdict == "ok" else "bold red")
     for line in notes(found):
         print(line)
 
@@ -39,15 +39,7 @@ def title(found: dict[str, Any]) -> list[str]:
 
 def plain(found: dict[str, Any]) -> str:
     """Columns of text."""
-    headings, rows = _cells(found)
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (headings, *rows)
-    )
+    return columns(*_cells(found))
 
 
 def notes(found: dict[str, Any]) -> list[str]:
@@ -72,24 +64,6 @@ def notes(found: dict[str, Any]) -> list[str]:
     wrong = sum(row["verdict"] != "ok" for row in rows)
     lines.append(f"{wrong} of {len(rows)} WRONG" if wrong else f"All {len(rows)} ok")
     return lines
-
-
-def _show_rich(found: dict[str, Any]) -> bool:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ModuleNotFoundError:
-        return False
-    headings, rows = _cells(found)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        style = "green" if row[-1] == "ok" else "bold red"
-        table.add_row(*map(Text, row[:-1]), Text(row[-1], style=style))
-    Console(width=WIDTH).print(table)
-    return True
 
 
 def _cells(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

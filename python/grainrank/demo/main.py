@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..console import positive
 from ..data import icd10
 from .examples import RULE, examples, examples_text
 from .picture import draw
@@ -32,8 +33,8 @@ def add_parser(commands: Any) -> None:
         "ranking loss on ICD-10-CM, then compares how they rank.",
     )
     parser.add_argument("--data", choices=["icd10"], default="icd10", help="data set")
-    parser.add_argument("--seeds", type=_positive, metavar="N", help="training seeds (default 3)")
-    parser.add_argument("--epochs", type=_positive, metavar="N", help=f"default {EPOCHS}")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="training seeds (default 3)")
+    parser.add_argument("--epochs", type=positive, metavar="N", help=f"default {EPOCHS}")
     parser.add_argument("--out", type=Path, default=Path("demo-results"), metavar="DIR",
                         help="folder for results.json, the picture and the examples")  # fmt: skip
     parser.add_argument("--quick", action="store_true",
@@ -86,10 +87,3 @@ def _save(found: dict[str, Any], folder: Path) -> list[str]:
         print(f"grainrank demo: no picture: {error}", file=sys.stderr)
         return saved
     return [*saved, "grain_blindness.png"]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value

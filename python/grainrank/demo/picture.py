@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..level_bars import INK, draw_bars, label_shares
 from .metrics import NDCG, TOP
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 # Finest to coarsest in falling blue, wrong in orange: apart in print and for the colour-blind.
 _COLOURS = ("#e8892b", "#cfe1f2", "#93c4de", "#3d86bf", "#0b3c6f")
 _NAMES = ("wrong chapter", "right chapter", "right block", "right category", "exact code")
-_INK = "#222222"
 _SPLIT = "test_seen"
 _BASELINE, _GRADED, _OURS, _UNTRAINED = "infonce", "infonce_graded", "multi_level", "tfidf"
 
@@ -35,38 +35,24 @@ def draw(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 4.85), dpi=200, facecolor="white")
     axes = figure.subplots(1, 3, sharey=True)
     figure.subplots_adjust(left=0.074, right=0.988, top=0.7, bottom=0.195, wspace=0.07)
-    _panel(axes[0], levels[_BASELINE], "InfoNCE")
-    _panel(axes[1], levels[_OURS], "multi-level ranking loss")
-    _panel(axes[2], best, "best possible order")
+    titles = "InfoNCE", "multi-level ranking loss", "best possible order"
+    for panel, shares, title in zip(
+        axes, (levels[_BASELINE], levels[_OURS], best), titles, strict=True
+    ):
+        draw_bars(panel, shares, _COLOURS)
+        panel.set_title(title, fontsize=11.5, weight="bold", color=INK, loc="left", pad=5)
+        panel.set_xlabel("rank of the result", color=INK, fontsize=9.5)
+        panel.tick_params(labelsize=9)
     _label_untrained(axes[0], levels[_UNTRAINED])
     _label_areas(axes[1], levels[_OURS])
     _label_last_rank(axes[0], levels[_BASELINE])
     _label_last_rank(axes[1], levels[_OURS])
-    axes[0].set_ylabel("share of the test queries", color=_INK)
-    axes[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
+    label_shares(axes[0], "share of the test queries")
 
-    figure.text(0.012, 0.96, _title(levels), fontsize=13.5, weight="bold", color=_INK, va="top")
+    figure.text(0.012, 0.96, _title(levels), fontsize=13.5, weight="bold", color=INK, va="top")
     figure.text(0.012, 0.815, _subtitle(results), fontsize=9.5, color="#444444", va="center")
     figure.text(0.012, 0.045, _footnote(results), fontsize=8.5, color="#555555", va="center")
     figure.savefig(path)
-
-
-def _panel(axes: Axes, levels: list[list[float]], title: str) -> None:
-    """Full-width bars, one for each rank, finest level at the bottom."""
-    ranks = range(1, len(levels) + 1)
-    base = [0.0] * len(levels)
-    for level in reversed(range(len(_COLOURS))):
-        heights = [row[level] for row in levels]
-        axes.bar(ranks, heights, 1.0, base, color=_COLOURS[level], lw=0)
-        base = [b + h for b, h in zip(base, heights, strict=True)]
-    axes.set_title(title, fontsize=11.5, weight="bold", color=_INK, loc="left", pad=5)
-    axes.set_xlim(0.5, len(levels) + 0.5)
-    axes.set_ylim(0, 1)
-    axes.set_xticks(list(ranks))
-    axes.tick_params(length=0, labelsize=9, colors=_INK)
-    axes.set_xlabel("rank of the result", color=_INK, fontsize=9.5)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _label_areas(axes: Axes, levels: list[list[float]]) -> None:
@@ -76,7 +62,7 @@ def _label_areas(axes: Axes, levels: list[list[float]]) -> None:
         middle = bottom + levels[rank - 1][level] / 2
         axes.text(
             rank, middle, _NAMES[level], ha="center", va="center", fontsize=9.5,
-            rotation=90 if level == 4 else 0, color="white" if level > 2 else _INK,
+            rotation=90 if level == 4 else 0, color="white" if level > 2 else INK,
         )  # fmt: skip
 
 
@@ -84,7 +70,7 @@ def _label_last_rank(axes: Axes, levels: list[list[float]]) -> None:
     wrong = levels[-1][0]
     axes.text(
         len(levels) + 0.4, 1 - wrong / 2, f"{100 * wrong:.0f}% at rank {len(levels)}",
-        ha="right", va="center", fontsize=9.5, weight="bold", color=_INK,
+        ha="right", va="center", fontsize=9.5, weight="bold", color=INK,
     )  # fmt: skip
 
 
@@ -94,11 +80,11 @@ def _label_untrained(axes: Axes, levels: list[list[float]]) -> None:
     last = len(edge) + 0.5
     axes.step(
         [0.5, *(rank + 0.5 for rank in range(1, len(edge))), last], [*edge, edge[-1]],
-        where="post", color=_INK, lw=1.2, ls=(0, (3, 1.5)),
+        where="post", color=INK, lw=1.2, ls=(0, (3, 1.5)),
     )  # fmt: skip
     axes.text(last - 0.1, max(edge[-4:]) + 0.01, "TF-IDF, untrained", ha="right", va="bottom",
-              fontsize=8.5, color=_INK)  # fmt: skip
-    axes.text(7, 0.9, _NAMES[0], ha="center", va="center", fontsize=9.5, color=_INK)
+              fontsize=8.5, color=INK)  # fmt: skip
+    axes.text(7, 0.9, _NAMES[0], ha="center", va="center", fontsize=9.5, color=INK)
 
 
 def _wrong_chapter(levels: list[list[float]]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .._version import __version__
+from ..console import positive
 from .embeddings import TIES, evaluate_embeddings
 from .inputs import BATCH_SIZE, Inputs, inputs_of, same_items
 from .picture import draw
@@ -120,7 +121,7 @@ def _add_embeddings(parser: argparse.ArgumentParser) -> None:
                        help="before each query (default: what the sentence-transformers model "
                        "says, else nothing)")  # fmt: skip
     group.add_argument("--candidate-prompt", metavar="TEXT", help="before each candidate, likewise")
-    group.add_argument("--batch-size", type=_positive, metavar="B",
+    group.add_argument("--batch-size", type=positive, metavar="B",
                        help=f"texts of a batch (default {BATCH_SIZE})")  # fmt: skip
     group.add_argument("--device", help="of the model (default: cuda where there is one, else cpu)")
     group.add_argument("--dot", action="store_true",
@@ -154,7 +155,7 @@ def _add_metrics(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("metrics")
     group.add_argument("--ks", type=_cutoffs, default=(1, 10), metavar="K,K",
                        help="of recall and success (default 1,10)")  # fmt: skip
-    group.add_argument("--ndcg-k", type=_positive, default=10, metavar="K", help="default 10")
+    group.add_argument("--ndcg-k", type=positive, default=10, metavar="K", help="default 10")
     group.add_argument("--gain", type=_gain, default="linear", metavar="GAIN",
                        help="of nDCG: linear (the level, default), exp2 (2^level - 1), or a number "
                        "of each level from 0 on, such as 0,1,4")  # fmt: skip
@@ -170,17 +171,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--out", type=Path, metavar="FILE", help="write the JSON to a file too")
     group.add_argument("--run", dest="run_file", type=Path, metavar="FILE",
                        help="write a TREC run: query Q0 candidate rank score tag")  # fmt: skip
-    group.add_argument("--depth", type=_positive, metavar="K",
+    group.add_argument("--depth", type=positive, metavar="K",
                        help=f"candidates of each query in the run (default {DEPTH})")  # fmt: skip
     group.add_argument("--picture", type=Path, metavar="FILE.png",
                        help="draw what stands at ranks 1 to 10, by grain")  # fmt: skip
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
 
 
 def _cutoffs(text: str) -> tuple[int, ...]:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ..level_bars import INK, draw_bars, label_shares
 from .report import Report
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-_INK = "#222222"
 _WRONG = "#e8892b"
 
 
@@ -42,10 +39,14 @@ def draw(report: Report, path: Path) -> None:
     figure = Figure(figsize=(9, 4.2), dpi=150, facecolor="white")
     axes = figure.subplots(1, 2, sharey=True)
     figure.subplots_adjust(left=0.08, right=0.8, top=0.84, bottom=0.12, wspace=0.08)
-    _panel(axes[0], report.top_hits_by_rank, colours, "as ranked")
-    _panel(axes[1], report.best_by_rank, colours, "best possible order")
-    axes[0].set_ylabel("share of the queries", color=_INK)
-    axes[0].set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
+    for panel, at_least, title in (
+        (axes[0], report.top_hits_by_rank, "as ranked"),
+        (axes[1], report.best_by_rank, "best possible order"),
+    ):
+        draw_bars(panel, [_of_levels(row) for row in at_least], colours)
+        panel.set_title(title, fontsize=11, loc="left", color=INK)
+        panel.set_xlabel("rank", color=INK)
+    label_shares(axes[0], "share of the queries")
     names = ["none of these", *(scores.name for scores in report.levels)]
     handles = [axes[0].patches[i * len(report.top_hits_by_rank)] for i in range(len(names))]
     figure.legend(
@@ -53,27 +54,11 @@ def draw(report: Report, path: Path) -> None:
     )
     figure.text(
         0.08, 0.95, f"What stands at each rank, {report.top_queries:,} queries",
-        fontsize=13, weight="bold", color=_INK, va="center",
+        fontsize=13, weight="bold", color=INK, va="center",
     )  # fmt: skip
     figure.savefig(path, format="png")
 
 
-def _panel(
-    axes: Axes, at_least: tuple[tuple[float, ...], ...], colours: Sequence[object], title: str
-) -> None:
-    """Full-width bars, one for each rank, finest level at the bottom."""
-    ranks = range(1, len(at_least) + 1)
-    base = [0.0] * len(at_least)
-    for level in reversed(range(len(colours))):
-        tops = [row[level - 1] if level > 0 else 1.0 for row in at_least]
-        heights = [top - b for top, b in zip(tops, base, strict=True)]
-        axes.bar(ranks, heights, 1.0, base, color=colours[level], lw=0)
-        base = tops
-    axes.set_title(title, fontsize=11, loc="left", color=_INK)
-    axes.set_xlim(0.5, len(at_least) + 0.5)
-    axes.set_ylim(0, 1)
-    axes.set_xticks(list(ranks))
-    axes.tick_params(length=0, colors=_INK)
-    axes.set_xlabel("rank", color=_INK)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+def _of_levels(at_least: Sequence[float]) -> list[float]:
+    """Shares of the levels 0..L, from those of level 1..L or more."""
+    return [a - b for a, b in pairwise((1.0, *at_least, 0.0))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,6 +103,18 @@ class Report:
         }
 
 
+class _RanksOnce(PositiveRanks):
+    """Whose ranks and rows, which nearly every metric reads, are computed once."""
+
+    @functools.cached_property
+    def rank(self) -> Tensor:
+        return super().rank
+
+    @functools.cached_property
+    def row(self) -> Tensor:
+        return super().row
+
+
 def report_of(
     ranks: PositiveRanks,
     *,
@@ -114,6 +127,7 @@ def report_of(
     similarity: str,
 ) -> Report:
     """Every metric of exact ranks."""
+    ranks = _RanksOnce(*ranks)
     max_level = ranks.count.shape[1] - 1
     names = names or tuple(f"level {level}" for level in range(1, max_level + 1))
     if len(names) != max_level:

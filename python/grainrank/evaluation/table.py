@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 
+from ..console import columns, show_columns
 from .report import Report, Share
 
 WIDTH = 110
@@ -18,22 +18,15 @@ _CAPTION = (
 
 def show(report: Report) -> None:
     """Prints the table, with rich on a terminal that has it."""
-    if not (sys.stdout.isatty() and _show_rich(report)):
-        print(plain(report))
+    print(_title(report), end="\n\n")
+    show_columns(*_cells(report), WIDTH)
+    print("", _graded(report), "", _caption(report), sep="\n")
 
 
 def plain(report: Report) -> str:
     """Columns of text, and what stands around them."""
-    headings, rows = _cells(report)
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (headings, *rows)
-    ]
-    return "\n".join([_title(report), "", *lines, "", _graded(report), "", _caption(report)])
+    parts = _title(report), columns(*_cells(report)), _graded(report), _caption(report)
+    return "\n\n".join(parts)
 
 
 def _title(report: Report) -> str:
@@ -75,23 +68,3 @@ def _cells(report: Report) -> tuple[list[str], list[list[str]]]:
 
 def _percent(value: Share) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _show_rich(report: Report) -> bool:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ModuleNotFoundError:
-        return False
-    headings, rows = _cells(report)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        # Plain: rich would read brackets in a name as markup.
-        table.add_row(*map(Text, row))
-    print(_title(report), end="\n\n")
-    Console(width=WIDTH).print(table)
-    print("", _graded(report), "", _caption(report), sep="\n")
-    return True

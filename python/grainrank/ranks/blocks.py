@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 
 from ..levels import LevelSource
+from .passes import Positives
 
 
 class RankBlock(NamedTuple):
@@ -47,7 +48,15 @@ def level_counts(levels: Tensor, max_level: int) -> Tensor:
     return torch.stack([(levels == k).sum(dim=1) for k in range(max_level + 1)], dim=1)
 
 
-def row_ends(counts: list[Tensor]) -> Tensor:
-    """`[N + 1]`, from the levels' counts of each block."""
-    positives = torch.cat(counts)[:, 1:].sum(dim=1)
-    return torch.cat([positives.new_zeros(1), positives.cumsum(dim=0)])
+def offsets(lengths: Tensor) -> Tensor:
+    """`[N + 1]`: where each of the lists of these lengths begins, and the end of the last one."""
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(dim=0)])
+
+
+def joined(found: list[Positives]) -> tuple[Tensor, ...]:
+    """`indptr`, `indices`, `level` and `similarity` of the positives of blocks that follow each
+    other.
+    """
+    indptr = offsets(torch.cat([p.starts.diff() for p in found]))
+    rest = ((p.column, p.level, p.similarity) for p in found)
+    return (indptr, *(torch.cat(x) for x in zip(*rest, strict=True)))

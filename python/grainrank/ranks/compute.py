@@ -10,34 +10,51 @@ from torch.autograd.function import once_differentiable
 
 from .. import backends
 from ..batch import Batch
+from ..levels import Ceiled
 from ..row_blocks import DEFAULT_WORKSPACE
 from ..table_sets import Needs
 from ..top_k.rows import Rows
 from .blocks import rows_of
 from .exact import exact_ranks
+from .passes import BlockPasses, TilePasses
 from .smooth import smooth_ranks
-from .streamed import StreamedBlocks
+from .streamed import StreamedBlocks, StreamedRows
 from .surrogates import Surrogate
 from .sweep import sweep_exact, sweep_rank_gradients, sweep_smooth
 from .table import PositiveRanks
+from .tiles import sweep_tiles
 
-EXACT_WORKSPACE = 256.0  # MiB: each block of rows reads all candidates anew
+BLOCK_WORKSPACE = 256.0  # MiB: each block of rows reads all candidates anew
 
 
 def exact(queries: Rows, candidates: Rows, batch: Batch, backend: str, ties: str) -> PositiveRanks:
     """Exact ranks of rows that are read some at a time; `batch` has everything else."""
-    workspace = batch.workspace_mb or EXACT_WORKSPACE
-    passes = backends.rank_passes(batch, backend)
-    if passes is None:
+    return exact_by(backends.rank_passes(batch, backend), queries, candidates, batch, ties)
+
+
+def exact_by(
+    passes: BlockPasses | TilePasses | None,
+    queries: Rows,
+    candidates: Rows,
+    batch: Batch,
+    ties: str,
+) -> PositiveRanks:
+    """By the passes of a backend; None: by the reference."""
+    workspace = batch.workspace_mb or BLOCK_WORKSPACE
+    if passes is None or (isinstance(passes, TilePasses) and isinstance(batch.levels, Ceiled)):
         like = torch.empty(0, dtype=batch.dtype, device=batch.queries.device)
-        q, c = (rows.read(0, len(rows), like, batch.normalize) for rows in (queries, candidates))
+        dense_q, dense_c = (
+            rows.read(0, len(rows), like, batch.normalize) for rows in (queries, candidates)
+        )
         with torch.autocast(like.device.type, enabled=False):
-            return PositiveRanks(*exact_ranks(q, c, batch.levels, ties, workspace))
+            return PositiveRanks(*exact_ranks(dense_q, dense_c, batch.levels, ties, workspace))
     like = torch.empty(0, dtype=passes.operand_dtype, device=batch.queries.device)
+    q = StreamedRows("queries", queries, passes, like, batch.normalize)
+    c = StreamedRows("candidates", candidates, passes, like, batch.normalize)
     references = batch.levels.num_references
-    blocks = StreamedBlocks(
-        queries, candidates, passes, like, batch.normalize, references, workspace
-    )
+    if isinstance(passes, TilePasses):
+        return PositiveRanks(*sweep_tiles(q, c, passes, references, ties, batch.workspace_mb))
+    blocks = StreamedBlocks(q, c, passes, references, workspace)
     return PositiveRanks(*sweep_exact(blocks, passes, ties))
 
 

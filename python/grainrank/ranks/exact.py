@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..levels import LevelSource
-from .blocks import RankBlock, level_counts, rank_blocks, row_ends
+from .blocks import RankBlock, level_counts, offsets, rank_blocks
 
 _BYTES = 40  # of a pair: similarity, order, level, and running counts
 
@@ -24,7 +24,8 @@ def exact_ranks(
         above = _above(block, source.max_level, ties)
         parts.append((block.column, level, similarity, above))
     column, level, similarity, above = (torch.cat(x) for x in zip(*parts, strict=True))
-    return row_ends(counts), column, level, similarity, above, torch.cat(counts)
+    count = torch.cat(counts)
+    return offsets(count[:, 1:].sum(dim=1)), column, level, similarity, above, count
 
 
 def _above(block: RankBlock, max_level: int, ties: str) -> Tensor:

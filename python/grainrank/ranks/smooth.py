@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..levels import LevelSource
-from .blocks import RankBlock, level_counts, rank_blocks, row_ends
+from .blocks import RankBlock, level_counts, offsets, rank_blocks
 from .surrogates import Surrogate
 from .table import PositiveRanks
 
@@ -57,7 +57,8 @@ class _SmoothRanks(torch.autograd.Function):
         column, level, similarity, above, at_least = (
             torch.cat(x) for x in zip(*parts, strict=True)
         )
-        ends, count = row_ends(counts), torch.cat(counts)
+        count = torch.cat(counts)
+        ends = offsets(count[:, 1:].sum(dim=1))
         ctx.save_for_backward(queries, candidates)
         ctx.source, ctx.step, ctx.workspace_mb = source, step, workspace_mb
         ctx.mark_non_differentiable(ends, column, level, similarity, count, at_least)

@@ -11,20 +11,26 @@ from ..batch import Batch
 from ..block_gradients import GradientSums
 from ..row_blocks import Block, RowBlocks
 from ..table_sets import Gradients, Needs
-from .passes import LEVEL_BYTES, Positives, RankPasses
+from .blocks import joined
+from .passes import LEVEL_BYTES, BlockPasses, Positives, RankPasses
 from .surrogates import Surrogate
 
 
-def sweep_exact(blocks: Iterable[Block], passes: RankPasses, ties: str) -> tuple[Tensor, ...]:
+def sweep_exact(blocks: Iterable[Block], passes: BlockPasses, ties: str) -> tuple[Tensor, ...]:
     """The fields of `PositiveRanks`: one product."""
     counts, found, above = [], [], []
     for block in blocks:
-        levels, count = passes.block_levels(block)
-        positives = passes.positives(block, levels, count)
+        levels, count, positives = _judged(block, passes)
         counts.append(count)
         found.append(positives)
         above.append(passes.exact_ranks(block, levels, positives, ties))
-    return (*_fields(found), torch.cat(above), torch.cat(counts))
+    return (*joined(found), torch.cat(above), torch.cat(counts))
+
+
+def _judged(block: Block, passes: RankPasses) -> tuple[Tensor, Tensor, Positives]:
+    """Its levels, the pairs of each, and its positives."""
+    levels, count = passes.block_levels(block)
+    return levels, count, passes.positives(block, levels, count)
 
 
 def sweep_smooth(batch: Batch, passes: RankPasses, step: Surrogate) -> tuple[Tensor, ...]:
@@ -32,19 +38,19 @@ def sweep_smooth(batch: Batch, passes: RankPasses, step: Surrogate) -> tuple[Ten
     counts, found, sums = [], [], []
     for item in RowBlocks(batch, passes, kept_bytes=LEVEL_BYTES):
         (block,) = item.blocks
-        levels, count = passes.block_levels(block)
-        positives = passes.positives(block, levels, count)
+        levels, count, positives = _judged(block, passes)
         counts.append(count)
         found.append(positives)
         sums.append(passes.smooth_ranks(block, levels, positives, step))
     above, slope, at_least = (torch.cat(x) for x in zip(*sums, strict=True))
-    return (*_fields(found), above, torch.cat(counts), at_least, slope)
+    return (*joined(found), above, torch.cat(counts), at_least, slope)
 
 
 def sweep_rank_gradients(
     batch: Batch, passes: RankPasses, step: Surrogate, d_above: Tensor, slope: Tensor, needs: Needs
 ) -> Gradients:
     """For the gradient of `above` and the slopes, `[P, L + 1]`: three products."""
+    d_above = d_above.contiguous()
     own = (d_above.to(slope.dtype) * slope).sum(dim=1).to(d_above.dtype)  # [P]
     # A bound of the gradient of a similarity.
     bound = own.abs().sum() + step.steepest * d_above.abs().amax(dim=1).sum()
@@ -53,18 +59,9 @@ def sweep_rank_gradients(
     first = 0
     for item in blocks:
         (block,) = item.blocks
-        levels, count = passes.block_levels(block)
-        positives = passes.positives(block, levels, count)
+        levels, _, positives = _judged(block, passes)
         here = slice(first, first + len(positives.row))
         first = here.stop
         passes.rank_gradient_(block, levels, positives, step, d_above[here], own[here])
         gradients.add_written(item)
     return gradients.finish()
-
-
-def _fields(found: list[Positives]) -> tuple[Tensor, ...]:
-    """`indptr`, `indices`, `level` and `similarity`."""
-    lengths = torch.cat([p.starts.diff() for p in found])
-    indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(dim=0)])
-    rest = ((p.column, p.level, p.similarity) for p in found)
-    return (indptr, *(torch.cat(x) for x in zip(*rest, strict=True)))

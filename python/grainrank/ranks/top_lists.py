@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
 from ..levels import LevelSource
-from .blocks import level_counts, rank_blocks
+from .blocks import level_counts, offsets, rank_blocks
 
 _BYTES = 48  # of a pair in the block: similarity, order, levels, and running counts
 
@@ -67,8 +67,7 @@ class _TopLists(torch.autograd.Function):
             similarity = block.similarities[row, column]
             parts.append((column, levels[row, place].long(), ranks[row, place], similarity))
         indices, level, rank, similarity = (torch.cat(x) for x in zip(*parts, strict=True))
-        ends = torch.cat(lengths).cumsum(dim=0)
-        indptr, count = torch.cat([ends.new_zeros(1), ends]), torch.cat(counts)
+        indptr, count = offsets(torch.cat(lengths)), torch.cat(counts)
         ctx.save_for_backward(queries, candidates, indptr, indices)
         ctx.mark_non_differentiable(indptr, indices, level, rank, count)
         return indptr, indices, level, rank, similarity, count
@@ -85,8 +84,7 @@ class _TopLists(torch.autograd.Function):
             by_column = indices.argsort(stable=True)
             row = torch.arange(len(queries), device=indices.device)
             row = row.repeat_interleave(indptr.diff(), output_size=len(indices))
-            ends = torch.bincount(indices, minlength=len(candidates)).cumsum(dim=0)
-            starts = torch.cat([ends.new_zeros(1), ends])
+            starts = offsets(torch.bincount(indices, minlength=len(candidates)))
             d_candidates = _sums(queries, row[by_column], starts, d_similarity[by_column])
         return d_queries, d_candidates, None, None, None
 

@@ -37,11 +37,19 @@ class Rows(NamedTuple):
 
     def read(self, start: int, stop: int, like: Tensor, unit: bool) -> Tensor:
         """`[stop - start, D]` of the dtype and device of `like`; `unit`: of length 1."""
-        part = self.values[start:stop]
-        if not isinstance(part, Tensor):
-            part = _as_tensor(part)
-        part = part.to(like.device).to(like.dtype)
+        part = _converted(self.values[start:stop], like)
         return unit_rows(part, dim=1) if unit else part
+
+    def take(self, index: Tensor, like: Tensor) -> Tensor:
+        """The rows of int64 `[R]`, `[R, D]` of the dtype and device of `like`."""
+        if isinstance(self.values, Tensor):
+            return _converted(self.values[index.to(self.values.device)], like)
+        return _converted(self.values[index.cpu().numpy()], like)
+
+
+def _converted(part: Tensor | np.ndarray[Any, Any], like: Tensor) -> Tensor:
+    tensor = part if isinstance(part, Tensor) else _as_tensor(part)
+    return tensor.to(like.device).to(like.dtype)
 
 
 def _as_tensor(part: np.ndarray[Any, Any]) -> Tensor:
