@@ -35,7 +35,6 @@ GROUP = (1000, 50, 5)  # candidates of a coarse, a middle and a fine grain
 SPREAD = (0.5, 0.5, 0.5, 0.5)  # of the grains' centres, and of the items
 K = 100
 ROWS = 100  # of a block of the full sort: 1.2 GB for a million candidates
-WORKSPACE_MB = 512.0
 
 
 def embeddings(m: int, n: int, d: int) -> tuple[Tensor, Tensor, GrainKeys]:
@@ -62,7 +61,7 @@ def bare_products(q: Tensor, c: Tensor, _: GrainKeys) -> None:
 
 
 def evaluation(q: Tensor, c: Tensor, levels: GrainKeys) -> None:
-    report = evaluate_embeddings(q, c, levels, workspace_mb=WORKSPACE_MB)
+    report = evaluate_embeddings(q, c, levels)
     assert report.judged == len(q)
 
 
@@ -155,7 +154,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "what": "time and peak memory over the inputs, beside the bare products of all pairs",
         "machine": machine_header(),
-        "M": m, "N": n, "D": d, "k": K, "workspace_mb": WORKSPACE_MB,
+        "M": m, "N": n, "D": d, "k": K,
         "positives_of_a_query": GROUP[0],
         "input_bytes": input_bytes,
         "flops": 2 * m * n * d,

@@ -195,8 +195,7 @@ void define_rank_arguments(py::module_& m, const std::string& suffix) {
     py::class_<ExactArgs<T>>(m, ("Exact_" + suffix).c_str())
         .def(py::init([](Ties ties, int max_level, int64_t rows, Address starts, Address column,
                          Address level, Address similarity, Address order, Address sorted,
-                         Address bucket_starts, Address buckets, Address counts, Address above,
-                         int num_threads) {
+                         Address bucket_starts, Address buckets, Address above, int num_threads) {
                  return ExactArgs<T>{ties,
                                      max_level,
                                      rows,
@@ -205,17 +204,16 @@ void define_rank_arguments(py::module_& m, const std::string& suffix) {
                                      at<const int64_t*>(level),
                                      at<const T*>(similarity),
                                      at<int64_t*>(order),
-                                     at<T*>(sorted),
+                                     at<Place<T>*>(sorted),
                                      at<const int64_t*>(bucket_starts),
-                                     at<int32_t*>(buckets),
-                                     at<int32_t*>(counts),
+                                     at<int16_t*>(buckets),
                                      at<int64_t*>(above),
                                      num_threads};
              }),
              py::kw_only(), py::arg("ties"), py::arg("max_level"), py::arg("rows"),
              py::arg("starts"), py::arg("column"), py::arg("level"), py::arg("similarity"),
              py::arg("order"), py::arg("sorted"), py::arg("bucket_starts"), py::arg("buckets"),
-             py::arg("counts"), py::arg("above"), py::arg("num_threads"));
+             py::arg("above"), py::arg("num_threads"));
     py::class_<EmbeddingRows<T>>(m, ("EmbeddingRows_" + suffix).c_str())
         .def(py::init([](Address values, int64_t stride, int64_t rows, Address factors) {
                  return EmbeddingRows<T>{at<const T*>(values), stride, rows, at<const T*>(factors)};
@@ -427,7 +425,7 @@ PYBIND11_MODULE(_native, m) {
     define_passes<float>(m, "f32");
     define_passes<double>(m, "f64");
     m.attr("MOMENT_ROWS") = kMomentRows;
-    m.attr("RANK_COUNTERS") = kRankCounters;
+    m.attr("NOT_COUNTED") = kNotCounted;
     m.attr("PACKED_PADDING") = kPackedPadding;
     m.def("instruction_sets", [] {
         const InstructionSet* sets[4];

@@ -1,11 +1,11 @@
 // Exact ranks: how many candidates of each level are above each positive of a row.
 //
-// The positives are sorted, and cut the similarities into slots. A candidate's slot, the number of
-// positives that it is above, comes from a table of equal buckets, and where a positive lies in the
-// same bucket from comparisons. Candidates are counted there whatever their level; sums over the
-// slots from above are their number above each positive. Those of level 1 and more are the
-// positives themselves, which are compared with each other; the rest is level 0. O(M) a row
-// however many positives it has.
+// The positives are sorted. Equal buckets divide the similarities between the lowest and the
+// highest one. A candidate whose bucket has no positive is counted there; the few others are
+// compared with the positives, and counted in a slot: the number of positives that they are above.
+// Candidates are counted whatever their level; sums from the highest bucket on are their number
+// above each positive. Those of level 1 and more are the positives themselves, which are compared
+// with each other; the rest is level 0. O(M) a row however many positives it has.
 #pragma once
 
 #include <algorithm>
@@ -20,7 +20,11 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
-constexpr int64_t kGroup = 64;  // candidates that are passed over together if all are below
+constexpr int64_t kGroup = 64;      // candidates that are looked up together
+constexpr int16_t kFull = -0x8000;  // one more than a bucket holds
+// A group is added to the marks too, and taken off again.
+constexpr int16_t kFirstMark = -1 - kGroup;
+constexpr int64_t kMostBefore = kFirstMark - kFull - kGroup;
 
 // The buckets of a row's similarities: a function that never falls.
 template <class T>
@@ -29,8 +33,10 @@ struct Buckets {
     T lowest;  // of the positives
     T base;    // where the first bucket begins
     T factor;  // buckets per similarity
-    // The positives in the buckets before, or, where the bucket has some itself, -1 minus these.
-    const int32_t* slot;
+    // Of each bucket how many candidates were counted, or, where it has positives, kFirstMark minus
+    // the number of those in the buckets before, up to kMostBefore. Small, to stay in the cache.
+    // Behind them the candidates that are not counted.
+    int16_t* count;
 
     template <class F>
     GRAINRANK_INLINE F position(F s) const {
@@ -39,23 +45,24 @@ struct Buckets {
         const F below = x < top ? x : top;  // NaN, where the base is -infinity: the last one
         return below > F{} ? below : F{};
     }
+    int of(T s) const { return static_cast<int>(position(s)); }
 };
 
 template <class T>
 Buckets<T> buckets_of(const ExactArgs<T>& in, int64_t r) {
-    const T* const sorted = in.sorted + in.starts[r];
+    const Place<T>* const sorted = in.sorted + in.starts[r];
     const int64_t n = in.starts[r + 1] - in.starts[r];
     const int64_t begin = in.bucket_starts[r];
-    const auto size = static_cast<int>(in.bucket_starts[r + 1] - begin);
+    const auto size = static_cast<int>(in.bucket_starts[r + 1] - begin) - kNotCounted;
     // Of a single positive, or of equal ones, a thousandth of their size.
     using Limits = std::numeric_limits<T>;
-    const T lowest = sorted[0], range = sorted[n - 1] - lowest;
+    const T lowest = sorted[0].similarity, range = sorted[n - 1].similarity - lowest;
     const T least = std::abs(lowest) * T(1e-3) + Limits::min();
     T factor = T(size - 3) / (range > least ? range : least);
     // Kept away from 0 and infinity, whose products with the other are NaN.
     factor = factor < Limits::max() ? factor : Limits::max();
     factor = factor > Limits::min() ? factor : Limits::min();
-    // The lowest is in the middle of the second bucket: candidates below seldom meet it.
+    // The lowest is in the middle of the second bucket, the highest in the last one but one.
     return {size, lowest, lowest - T(1.5) / factor, factor, in.buckets + begin};
 }
 
@@ -73,77 +80,107 @@ bool sort_row(const ExactArgs<T>& in, int64_t r) {
         if (s[a] != s[b]) return s[a] < s[b];
         return last ? a < b : b < a;
     });
-    T* sorted = in.sorted + begin;
-    for (int64_t i = 0; i < n; ++i) sorted[i] = s[order[i]];
+    Place<T>* sorted = in.sorted + begin;
+    for (int64_t i = 0; i < n; ++i) sorted[i] = {s[order[i]], 0};
     const Buckets<T> buckets = buckets_of(in, r);
-    int32_t* slot = in.buckets + in.bucket_starts[r];
-    int64_t i = 0;
-    for (int b = 0; b < buckets.size; ++b) {
-        const auto before = static_cast<int32_t>(i);
-        while (i < n && static_cast<int>(buckets.position(sorted[i])) == b) ++i;
-        slot[b] = i == before ? before : -1 - before;
-    }
-    memset(in.counts + (begin + 2 * r) * kRankCounters, 0,
-           sizeof(int32_t) * (n + 2) * kRankCounters);
+    memset(buckets.count, 0, sizeof(int16_t) * (buckets.size + kNotCounted));
+    for (int64_t i = n - 1; i >= 0; --i)
+        buckets.count[buckets.of(sorted[i].similarity)] =
+            static_cast<int16_t>(kFirstMark - std::min(i, kMostBefore));
     return true;
 }
 
-// How many of the positives of row r, of which `slot` are known to be below, a candidate is above.
+// How many of the positives of row r a candidate is above, where `below` of them are below it, and
+// those of equal similarity follow.
 template <class T>
-int64_t compared(const ExactArgs<T>& in, int64_t r, T s, int64_t column, int64_t slot) {
+int64_t among_equal(const ExactArgs<T>& in, int64_t r, T s, int64_t column, int64_t below) {
     const int64_t begin = in.starts[r], n = in.starts[r + 1] - begin;
-    const T* sorted = in.sorted + begin;
-    constexpr int64_t kFew = 8;
-    int64_t step = 0;
-    while (step < kFew && slot < n && sorted[slot] < s) ++slot, ++step;
-    if (step == kFew) slot = std::lower_bound(sorted + slot, sorted + n, s) - sorted;
-    if (slot == n || sorted[slot] != s || in.ties == Ties::kOptimistic) return slot;
-    const int64_t end = std::upper_bound(sorted + slot, sorted + n, s) - sorted;
+    const Place<T>* sorted = in.sorted + begin;
+    int64_t end = below;
+    while (end < n && sorted[end].similarity == s) ++end;
+    if (end == below || in.ties == Ties::kOptimistic) return below;
     if (in.ties == Ties::kPessimistic) return end;
     const int64_t* order = in.order + begin;
     const bool last = in.ties == Ties::kLast;
     return std::partition_point(
-               order + slot, order + end,
+               order + below, order + end,
                [&](int64_t p) { return last ? in.column[p] < column : in.column[p] > column; }) -
            order;
 }
 
+// The same where `known` of them are known to be below.
 template <class T>
-GRAINRANK_INLINE T highest(const T* s, int64_t n) {
-    using V = Lanes<T>;
-    T result = s[0];
-    int64_t j = 0;
-    if (n >= V::kWidth) {
-        typename V::Float most = V::load(s);
-        for (; j + V::kWidth <= n; j += V::kWidth) {
-            const typename V::Float x = V::load(s + j);
-            most = x > most ? x : most;
-        }
-        result = V::max(most);
+GRAINRANK_INLINE int64_t compared(const ExactArgs<T>& in, int64_t r, T s, int64_t column,
+                                  int64_t known) {
+    const int64_t begin = in.starts[r], n = in.starts[r + 1] - begin;
+    const Place<T>* sorted = in.sorted + begin;
+    // Mostly one or two are in reach, and which of them are below is hard to foresee.
+    constexpr int64_t kFew = 4;
+    int64_t below = known;
+    if (known + kFew < n) {
+        for (int64_t i = 0; i < kFew; ++i) below += sorted[known + i].similarity < s;
+        if (sorted[below].similarity > s) return below;
     }
-    for (; j < n; ++j) result = s[j] > result ? s[j] : result;
-    return result;
+    const Place<T>* place = std::lower_bound(
+        sorted + below, sorted + n, s, [](const Place<T>& a, T b) { return a.similarity < b; });
+    return among_equal(in, r, s, column, place - sorted);
 }
 
-// Counts n candidates from a column on by their slots; those of level -1, where there may be some,
-// in a slot of their own behind the others.
+// Counts n candidates from a column on; those below all positives, and those of level -1, where
+// there may be some, are not counted.
 template <class T>
 void count_row(const ExactArgs<T>& in, int64_t r, int64_t column, int64_t n, const T* s,
                const int32_t* level) {
-    const int64_t begin = in.starts[r], positives = in.starts[r + 1] - begin;
     const Buckets<T> buckets = buckets_of(in, r);
-    int32_t* counts = in.counts + (begin + 2 * r) * kRankCounters;
-    for (int64_t g = 0; g < n; g += kGroup) {
+    int16_t* const count = buckets.count;
+    Place<T>* const sorted = in.sorted + in.starts[r];
+    for (int64_t g = 0; g < n; g += kGroup, s += kGroup) {
         const int64_t in_group = n - g < kGroup ? n - g : kGroup;
-        if (highest(s + g, in_group) < buckets.lowest) continue;
         int32_t bucket[kGroup];
-        for (int64_t j = 0; j < in_group; ++j)
-            bucket[j] = static_cast<int32_t>(buckets.position(s[g + j]));
         for (int64_t j = 0; j < in_group; ++j) {
-            int64_t slot = buckets.slot[bucket[j]];
-            if (slot < 0) slot = compared(in, r, s[g + j], column + g + j, -1 - slot);
-            if (level && level[g + j] < 0) slot = positives + 1;
-            ++counts[slot * kRankCounters + j % kRankCounters];
+            const auto b = static_cast<int32_t>(buckets.position(s[j]));
+            // In turn: an addition that waits for the one before it takes several times as long.
+            const int32_t other = buckets.size + static_cast<int32_t>(j) % kNotCounted;
+            bucket[j] = s[j] < buckets.lowest ? other : b;
+        }
+        if (level)
+            for (int64_t j = 0; j < in_group; ++j)
+                bucket[j] = level[g + j] < 0 ? buckets.size : bucket[j];
+        int16_t after[kGroup] = {};
+        for (int64_t j = 0; j < in_group; ++j) {
+            after[j] = static_cast<int16_t>(count[bucket[j]] + 1);
+            count[bucket[j]] = after[j];
+        }
+        uint8_t marked[kGroup];
+        for (int64_t j = 0; j < kGroup; ++j) marked[j] = after[j] < 0;
+        int32_t pending[kGroup], size = 0;
+        for (int64_t first = 0; first < kGroup; first += 8) {
+            uint64_t any;
+            memcpy(&any, marked + first, sizeof any);
+            if (any == 0) continue;
+            for (int64_t j = first; j < first + 8; ++j) {
+                pending[size] = static_cast<int32_t>(j);
+                size += marked[j];
+            }
+        }
+        for (int32_t i = 0; i < size; ++i) {
+            const int64_t j = pending[i];
+            int16_t& c = count[bucket[j]];
+            if (c >= 0) continue;  // of a bucket that was full
+            const bool full = c < kFull + kGroup;
+            int32_t add = 1;
+            int64_t known = 0;
+            if (full) {
+                c = static_cast<int16_t>(c - kFull);
+                add = -kFull;
+                if (bucket[j] >= buckets.size) continue;
+            } else {
+                --c;
+                known = kFirstMark - c;
+                known = known > 0 ? known : 0;
+            }
+            const int64_t above = compared(in, r, s[j], column + g + j, known);
+            if (above > 0) sorted[above - 1].count += add;
         }
     }
 }
@@ -219,27 +256,34 @@ bool count_item(const ChunkPass<T>& pass, int64_t item) {
     return true;
 }
 
-// From the slots to the candidates of each level above each positive.
+// From the counts to the candidates of each level above each positive.
 template <class T>
 bool ranks_of_row(const ExactArgs<T>& in, int64_t r) {
     const int64_t begin = in.starts[r], n = in.starts[r + 1] - begin;
+    if (n == 0) return true;
     const int size = in.max_level + 1;
     std::vector<int32_t> of_level((n + 1) * size);
+    const Place<T>* sorted = in.sorted + begin;
     for (int64_t i = 0, equal = 0; i < n; ++i) {  // `equal`: the first one of the same similarity
         const int64_t p = in.order[begin + i];
-        if (in.sorted[begin + i] != in.sorted[begin + equal]) equal = i;
-        const int64_t slot = compared(in, r, in.sorted[begin + i], in.column[p], equal);
-        ++of_level[slot * size + in.level[p]];
+        const T s = sorted[i].similarity;
+        if (s != sorted[equal].similarity) equal = i;
+        ++of_level[among_equal(in, r, s, in.column[p], equal) * size + in.level[p]];
     }
-    const int32_t* counts = in.counts + (begin + 2 * r) * kRankCounters;
+    const Buckets<T> buckets = buckets_of(in, r);
     int64_t above[kMaxLevels] = {};
+    int b = buckets.size;
     for (int64_t i = n; i > 0; --i) {
-        const int64_t p = in.order[begin + i - 1];
-        for (int k = 0; k < kRankCounters; ++k) above[0] += counts[i * kRankCounters + k];
+        // The buckets between this positive and the next one.
+        const int own = buckets.of(sorted[i - 1].similarity);
+        while (--b > own) above[0] += buckets.count[b];
+        b = own;
+        above[0] += sorted[i - 1].count;
         for (int l = 1; l < size; ++l) {
             above[l] += of_level[i * size + l];
             above[0] -= of_level[i * size + l];
         }
+        const int64_t p = in.order[begin + i - 1];
         memcpy(in.above + p * size, above, sizeof *above * size);
         if (in.ties == Ties::kPessimistic) --in.above[p * size + in.level[p]];  // itself
     }

@@ -28,13 +28,19 @@ struct PositiveArgs {
     T* similarity;  // or null: not wanted
 };
 
-// Candidates that follow each other are counted in turn in so many counters: an addition that waits
-// for the one before it takes several times as long.
-constexpr int kRankCounters = 4;
+// Buckets behind those of a row, for candidates that are not counted.
+constexpr int kNotCounted = 16;
 
 // Which of equal similarities is above: the one of the lower column, of the higher column, none of
 // them, each of all others.
 enum class Ties : int { kFirst = 0, kLast = 1, kOptimistic = 2, kPessimistic = 3 };
+
+// A positive, and how many of the compared candidates are above it and not above the next one.
+template <class T>
+struct Place {
+    T similarity;
+    int32_t count;
+};
 
 // The positives of some rows, row by row, and what is counted for them.
 template <class T>
@@ -46,14 +52,13 @@ struct ExactArgs {
     const int64_t* column;  // [P], ascending in a row
     const int64_t* level;   // [P]
     const T* similarity;    // [P]
-    // What sort_positives fills: the positives of each row in ascending order, its buckets, of
-    // which it has some if it has positives, and zeros.
+    // What sort_positives fills: the positives of each row in ascending order, and where the
+    // candidates are counted.
     int64_t* order;                // [P]
-    T* sorted;                     // [P]
-    const int64_t* bucket_starts;  // [R + 1]
-    int32_t* buckets;
-    int32_t* counts;  // [P + 2 R, kRankCounters]: how many are above so many of them; ignored ones
-    int64_t* above;   // [P, L + 1], out
+    Place<T>* sorted;              // [P]
+    const int64_t* bucket_starts;  // [R + 1]; kNotCounted and 3 or more in a row with positives
+    int16_t* buckets;
+    int64_t* above;  // [P, L + 1], out
     int num_threads;
 };
 

@@ -70,7 +70,8 @@ struct Lanes {
         return v;
     }
     static GRAINRANK_INLINE void store(T* p, Float v) { memcpy(p, &v, sizeof v); }
-    static GRAINRANK_INLINE Float splat(T x) { return Float{} + x; }
+    // 0 + x would be an addition, for the sake of -0.
+    static GRAINRANK_INLINE Float splat(T x) { return x - Float{}; }
     static GRAINRANK_INLINE Integer splat_integer(int x) {
         return Integer{} + static_cast<ScalarInteger>(x);
     }

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grainrank import GrainKeys
+from grainrank import DenseLevels, GrainKeys
 from grainrank.ranks import PositiveRanks, positive_ranks, streamed, tiles
 
 N, M, D = 11, 150, 6
@@ -20,8 +20,10 @@ N, M, D = 11, 150, 6
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     row = D * 4
     monkeypatch.setattr(streamed, "_CHUNK", 40 * row)
-    for name, rows in (("_QUERIES", 4), ("_CANDIDATES", 40), ("_PAIRS", 7)):
-        monkeypatch.setattr(tiles, name, rows * row)
+    monkeypatch.setattr(tiles, "_QUERIES", 4)
+    monkeypatch.setattr(tiles, "_QUERIES_OF_A_THREAD", 1)
+    monkeypatch.setattr(tiles, "_CANDIDATES", 40 * row)
+    monkeypatch.setattr(tiles, "_PAIRS", 7 * row)
 
 
 def embeddings(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -120,6 +122,16 @@ def test_errors(
             given["nan"][2, 3] = np.nan
     with pytest.raises(error, match=message):
         ranks(eval(q, {}, given), eval(c, {}, given), "cpu", **options)
+
+
+def test_products_that_overflow() -> None:
+    """Of the norms, whose inverse is then 0."""
+    q, c = torch.ones(7, 2), torch.ones(4, 2)
+    q[6] = 1e30
+    c[3] = 1e30
+    levels = DenseLevels(torch.tensor([[1, 0, 0, 0]] * 6 + [[0, 0, 0, 1]]))
+    with pytest.raises(ValueError, match="do not overflow, got NaN for query 6 and candidate 3"):
+        positive_ranks(q, c, levels, backend="cpu")
 
 
 def test_a_false_negative_margin_needs_tensors() -> None:

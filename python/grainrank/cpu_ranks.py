@@ -76,17 +76,14 @@ class CpuRankPasses(CpuPasses):
     ) -> Tensor:
         lengths, size = positives.starts.diff(), len(positives.column)
         buckets = (lengths * _BUCKETS).clamp(_FEWEST_BUCKETS, _MOST_BUCKETS)
-        bucket_starts = offsets(torch.where(lengths > 0, buckets, 0))
+        bucket_starts = offsets(torch.where(lengths > 0, buckets + _native.NOT_COUNTED, 0))
         above = self._counts(positives)
         held = {
             **positives._asdict(),
             "order": torch.empty(size, dtype=torch.int64),
-            "sorted": torch.empty(size, dtype=self._dtype),
+            "sorted": self.empty(size, 2),
             "bucket_starts": bucket_starts,
-            "buckets": torch.empty(int(bucket_starts[-1]), dtype=torch.int32),
-            "counts": torch.empty(
-                size + 2 * len(lengths), _native.RANK_COUNTERS, dtype=torch.int32
-            ),
+            "buckets": torch.empty(int(bucket_starts[-1]), dtype=torch.int16),
             "above": above,
         }
         del held["row"]

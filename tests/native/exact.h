@@ -164,13 +164,12 @@ ExactResults run_exact(const Passes<T>& passes, const ExactBatch<T>& x, int num_
         similarity.push_back(s[ranks.row[p] * c.columns + ranks.column[p]]);
     for (int64_t r = 0; r < c.rows; ++r) {
         const int64_t n = ranks.starts[r + 1] - ranks.starts[r];
-        bucket_starts.push_back(bucket_starts.back() + (n ? 64 + n % 100 : 0));
+        bucket_starts.push_back(bucket_starts.back() + (n ? kNotCounted + 3 + n % 100 : 0));
     }
     for (const Ties ties : kTies) {
         Output<int64_t> order(positives), above(positives * levels);
-        Output<T> sorted(positives);
-        Output<int32_t> buckets(bucket_starts.back());
-        Output<int32_t> counts((positives + 2 * c.rows) * kRankCounters);
+        std::vector<Place<T>> sorted(positives);
+        Output<int16_t> buckets(bucket_starts.back());
         const ExactArgs<T> exact{ties,
                                  c.max_level,
                                  c.rows,
@@ -182,15 +181,13 @@ ExactResults run_exact(const Passes<T>& passes, const ExactBatch<T>& x, int num_
                                  sorted.data(),
                                  bucket_starts.data(),
                                  buckets.data(),
-                                 counts.data(),
                                  above.data(),
                                  num_threads};
         passes.sort_positives(exact);
         run_chunks(passes, x, exact);
         passes.finish_ranks(exact);
         above.collect(name_of(ties), results.above);
-        const bool intact =
-            order.intact() && sorted.intact() && buckets.intact() && counts.intact();
+        const bool intact = order.intact() && buckets.intact();
         results.above.push_back({"scratch", {intact ? 0 : NAN}, Tolerance::kExact});
         results.by_definition.push_back(by_definition(x.ranks, s, ties));
         results.by_definition.push_back({"scratch", {0}, Tolerance::kExact});

@@ -53,7 +53,7 @@ def exact_by(
     c = StreamedRows("candidates", candidates, passes, like, batch.normalize)
     references = batch.levels.num_references
     if isinstance(passes, TilePasses):
-        return PositiveRanks(*sweep_tiles(q, c, passes, references, ties, batch.workspace_mb))
+        return PositiveRanks(*sweep_tiles(q, c, passes, references, ties, workspace))
     blocks = StreamedBlocks(q, c, passes, references, workspace)
     return PositiveRanks(*sweep_exact(blocks, passes, ties))
 

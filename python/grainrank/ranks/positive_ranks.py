@@ -64,13 +64,14 @@ def positive_ranks(
         ties: of exact ranks, what equal similarities mean. `"first"` (None): the candidate with the
             lower number is above; `"last"`: the one with the higher number, as trec_eval orders
             ids that are in order; `"optimistic"`: none of them is above; `"pessimistic"`: all
-            others are. Equal candidates may differ in the last bit of their similarity by where
-            they stand in the product.
+            others are. On the CPU equal embeddings have equal similarities; products of other
+            backends may differ in the last bit by where a candidate stands.
         normalize: cosine similarity (default); False: dot product.
         backend: as for the losses: `"auto"`, `"reference"`, `"cpu"`, `"cuda"` or `"triton"`.
         workspace_mb: bound of the row block's memory in MiB; None (default): 256 MiB for exact
-            ranks, which read all candidates once for every row block, and as for the losses for
-            smooth ones.
+            ranks, and as for the losses for smooth ones. With a GPU, the reference, or a
+            `false_negative_margin` a block of exact ranks holds the similarities of its rows, and
+            all candidates are read once for each; on the CPU it holds their levels, a byte a pair.
 
     Returns:
         `PositiveRanks`: O(P (L + 1)) memory for P positives.

@@ -14,7 +14,9 @@ from .blocks import joined, offsets
 from .passes import LEVEL_BYTES, Positives, TilePasses
 from .streamed import Part, StreamedRows
 
-_QUERIES = 16 * 2**20  # bytes of queries for which the candidates are read once
+# Queries for which the candidates are read once, or so many for each thread: more need more memory
+# for their counts, up to 64 KiB each.
+_QUERIES, _QUERIES_OF_A_THREAD = 1024, 96
 _CANDIDATES = 4 * 2**20  # of candidates at a time: every query reads them anew
 _PAIRS = 16 * 2**20  # of candidates of single pairs that are gathered at a time
 
@@ -31,11 +33,11 @@ def sweep_tiles(
     m = len(candidates)
     rows = block_rows(len(queries), m * (LEVEL_BYTES + 4 * references), workspace_mb)
     counts, found, aboves = [], [], []
-    for first, last in queries.chunks(_QUERIES):
-        q = queries.read(first, last)
+    together = max(_QUERIES, _QUERIES_OF_A_THREAD * torch.get_num_threads())
+    for first in range(0, len(queries), together):
+        q = queries.read(first, min(first + together, len(queries)))
         count, positives = _listed(q.values, m, passes, first, rows)
-        similarity = _similarities(q, candidates, positives, passes)
-        positives = positives._replace(similarity=similarity)
+        positives = _with_similarities(q, candidates, positives, passes, first)
         ignored = bool((count.sum(dim=1) < m).any())
         parts = ((a, candidates.read(a, b)) for a, b in candidates.chunks(_CANDIDATES))
         aboves.append(passes.tile_ranks(q, positives, ties, first, m, ignored, parts))
@@ -60,6 +62,21 @@ def _listed(
     starts = offsets(torch.cat([part.starts.diff() for part in parts]))
     row = torch.cat([part.row for part in parts])
     return torch.cat(counts), Positives(starts, row, column, level, similarity)
+
+
+def _with_similarities(
+    q: Part, candidates: StreamedRows, positives: Positives, passes: TilePasses, first: int
+) -> Positives:
+    """The same positives of the queries from `first` on."""
+    similarity = _similarities(q, candidates, positives, passes)
+    wrong = similarity.isnan().nonzero()
+    if len(wrong) > 0:  # no order has a place for it
+        row, column = (int(x[wrong[0]]) for x in (positives.row, positives.column))
+        raise ValueError(
+            f"queries and candidates must have products that do not overflow, got NaN for query "
+            f"{first + row} and candidate {column}; scale them down"
+        )
+    return positives._replace(similarity=similarity)
 
 
 def _similarities(
