@@ -38,10 +38,11 @@ $(VENV)/ready: constraints.txt
 
 # The wheel that a user gets, not an editable install; the build folder is kept, so this is quick when repeated.
 # With CUDA where nvcc is on the PATH. Its warnings and spilled registers are errors.
-# open_clip without its dependencies: of these the loss needs torch alone, and torchvision is a build for another torch.
+# Without their dependencies: of these the functions that the tests call need torch alone. torchvision, which
+# open_clip wants, is a build for another torch.
 $(VENV)/installed: $(VENV)/ready $(SOURCES)
 	GRAINRANK_STRICT=ON $(PIP) install --quiet -c constraints.txt '.[demo,eval,test,peers]'
-	$(PIP) install --quiet -c constraints.txt --no-deps open_clip_torch
+	$(PIP) install --quiet -c constraints.txt --no-deps open_clip_torch trl
 	touch $@
 
 $(VENV)/lint-tools: $(VENV)/installed
