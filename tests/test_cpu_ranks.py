@@ -125,6 +125,18 @@ def test_equal_embeddings_are_ties_wherever_they_stand(
     assert torch.equal(found["above"], expected)
 
 
+def test_more_candidates_than_a_counter_holds(make: Make) -> None:
+    """32,768 and more at one similarity, ignored, and below all positives."""
+    number = torch.tensor([2, 70_000, 40_000, 540_000])
+    c = torch.tensor([0.9, 0.5, 0.6, -0.5]).repeat_interleave(number)[:, None]
+    c[0] = 0.1
+    levels = torch.tensor([0, 0, -1, 0], dtype=torch.int8).repeat_interleave(number)
+    levels[:2] = torch.tensor([1, 2])
+    given = Case(torch.ones(1, 1), c, DenseLevels(levels[None], 2), normalize=False)
+    above = exact(given, make, "first")["above"]
+    assert above.tolist() == [[70_000, 0, 1], [0, 0, 0]]
+
+
 def test_exact_ranks_of_similarities_that_overflow(make: Make) -> None:
     q = torch.tensor([[1e30], [-1e30]])
     c = torch.tensor([[1e30], [2.0], [-1e30], [1e20], [0.0], [1e10], [-3.0]])

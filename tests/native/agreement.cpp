@@ -53,7 +53,12 @@ void check_ranks(std::vector<Tested>& sets, const InstructionSet& scalar, const 
     Results levels;
     const LevelMemory found = run_levels(passes<T>(scalar), batch, 1, levels);
     const RankBatch<T> x(batch, found.levels.data(), spread);
-    const ExactBatch<T> embedded(x, spread);
+    Case uncapped = c;  // the passes of exact ranks know no ceilings
+    uncapped.row_ceilings = false;
+    const Batch<T> other(uncapped);
+    const LevelMemory all = run_levels(passes<T>(scalar), other, 1, levels);
+    const RankBatch<T> y(other, all.levels.data(), spread);
+    const ExactBatch<T> embedded(y, spread);
     const auto run = [&](const Passes<T>& p, int num_threads) {
         Results results;
         run_positives(p, x, num_threads, results);
