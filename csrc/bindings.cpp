@@ -202,7 +202,7 @@ void define_rank_arguments(py::module_& m, const std::string& suffix) {
                                      at<const int64_t*>(starts),
                                      at<const int64_t*>(column),
                                      at<const int64_t*>(level),
-                                     at<const T*>(similarity),
+                                     at<T*>(similarity),
                                      at<int64_t*>(order),
                                      at<Place<T>*>(sorted),
                                      at<const int64_t*>(bucket_starts),
@@ -276,21 +276,27 @@ void define_exact_passes(py::module_& m) {
         py::arg("instruction_set"), py::arg("queries"), py::arg("candidates"), py::kw_only(),
         py::arg("features"), py::arg("pairs"), py::arg("row"), py::arg("column"),
         py::arg("similarity"), py::arg("num_threads"));
-    m.def(
-        "count_chunk",
-        [](const std::string& set, const Exact& in, const LevelArgs& levels, const Rows& queries,
-           const Rows& candidates, int64_t features, int64_t first_row, int64_t first_column,
-           int64_t all_columns, bool some_ignored, Address packed) {
-            const auto run = passes<T>(set).count_chunk;
-            const ChunkArgs<T> chunk{queries,      candidates,  features,     first_row,
-                                     first_column, all_columns, some_ignored, at<T*>(packed)};
-            py::gil_scoped_release release;
-            return static_cast<int>(run(in, levels, chunk));
-        },
-        py::arg("instruction_set"), py::arg("exact"), py::arg("levels"), py::arg("queries"),
-        py::arg("candidates"), py::kw_only(), py::arg("features"), py::arg("first_row"),
-        py::arg("first_column"), py::arg("all_columns"), py::arg("some_ignored"),
-        py::arg("packed"));
+    const auto over_chunk = [&m](const char* name,
+                                 Status (*Passes<T>::*pass)(const Exact&, const LevelArgs&,
+                                                            const ChunkArgs<T>&)) {
+        m.def(
+            name,
+            [pass](const std::string& set, const Exact& in, const LevelArgs& levels,
+                   const Rows& queries, const Rows& candidates, int64_t features, int64_t first_row,
+                   int64_t first_column, int64_t all_columns, bool some_ignored, Address packed) {
+                const auto run = passes<T>(set).*pass;
+                const ChunkArgs<T> chunk{queries,      candidates,  features,     first_row,
+                                         first_column, all_columns, some_ignored, at<T*>(packed)};
+                py::gil_scoped_release release;
+                return static_cast<int>(run(in, levels, chunk));
+            },
+            py::arg("instruction_set"), py::arg("exact"), py::arg("levels"), py::arg("queries"),
+            py::arg("candidates"), py::kw_only(), py::arg("features"), py::arg("first_row"),
+            py::arg("first_column"), py::arg("all_columns"), py::arg("some_ignored"),
+            py::arg("packed"));
+    };
+    over_chunk("count_chunk", &Passes<T>::count_chunk);
+    over_chunk("rank_rows", &Passes<T>::rank_rows);
     const auto over_rows = [&m](const char* name, void (*Passes<T>::*pass)(const Exact&)) {
         m.def(name, [pass](const std::string& set, const Exact& in) {
             const auto run = passes<T>(set).*pass;

@@ -12,7 +12,6 @@
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <vector>
 
 #include "level_row.h"
 #include "tile_product.h"
@@ -66,24 +65,63 @@ Buckets<T> buckets_of(const ExactArgs<T>& in, int64_t r) {
     return {size, lowest, lowest - T(1.5) / factor, factor, in.buckets + begin};
 }
 
+// The same where buckets have few positives each; else false, and nothing is sorted.
+template <class T>
+bool sort_by_buckets(const ExactArgs<T>& in, int64_t r, const Buckets<T>& buckets, int64_t* order) {
+    constexpr int16_t kFew = 16;
+    const int64_t begin = in.starts[r], n = in.starts[r + 1] - begin;
+    if (n > kMostBefore) return false;
+    const T* const s = in.similarity + begin;
+    for (int64_t i = 0; i < n; ++i) ++buckets.count[buckets.of(s[i])];
+    int16_t first = 0, most = 0;
+    for (int b = 0; b < buckets.size; ++b) {
+        const int16_t here = buckets.count[b];
+        buckets.count[b] = first;
+        first = static_cast<int16_t>(first + here);
+        most = std::max(most, here);
+    }
+    if (most > kFew) return false;
+    const bool last = in.ties == Ties::kLast;
+    for (int64_t k = 0; k < n; ++k) {
+        const int64_t i = last ? k : n - 1 - k;
+        order[buckets.count[buckets.of(s[i])]++] = begin + i;
+    }
+    for (int64_t k = 1; k < n; ++k) {
+        const int64_t p = order[k];
+        int64_t to = k;
+        for (; to > 0 && in.similarity[order[to - 1]] > in.similarity[p]; --to)
+            order[to] = order[to - 1];
+        order[to] = p;
+    }
+    return true;
+}
+
 // The positives of a row in ascending order, those of a lower rank first, and their buckets.
 template <class T>
 bool sort_row(const ExactArgs<T>& in, int64_t r) {
     const int64_t begin = in.starts[r], n = in.starts[r + 1] - begin;
     if (n == 0) return true;
-    const T* s = in.similarity;
-    const bool last = in.ties == Ties::kLast;
-    int64_t* order = in.order + begin;
-    for (int64_t i = 0; i < n; ++i) order[i] = begin + i;
-    // They are listed in the order of their columns.
-    std::sort(order, order + n, [s, last](int64_t a, int64_t b) {
-        if (s[a] != s[b]) return s[a] < s[b];
-        return last ? a < b : b < a;
-    });
-    Place<T>* sorted = in.sorted + begin;
-    for (int64_t i = 0; i < n; ++i) sorted[i] = {s[order[i]], 0};
+    const T* const s = in.similarity;
+    Place<T>* const sorted = in.sorted + begin;
+    // The buckets are those between the first and the last place.
+    const auto range = std::minmax_element(s + begin, s + begin + n);
+    sorted[0].similarity = *range.first;
+    sorted[n - 1].similarity = *range.second;
     const Buckets<T> buckets = buckets_of(in, r);
-    memset(buckets.count, 0, sizeof(int16_t) * (buckets.size + kNotCounted));
+    const size_t bytes = sizeof(int16_t) * (buckets.size + kNotCounted);
+    memset(buckets.count, 0, bytes);
+    int64_t* const order = in.order + begin;
+    if (!sort_by_buckets(in, r, buckets, order)) {
+        const bool last = in.ties == Ties::kLast;
+        for (int64_t i = 0; i < n; ++i) order[i] = begin + i;
+        // They are listed in the order of their columns.
+        std::sort(order, order + n, [s, last](int64_t a, int64_t b) {
+            if (s[a] != s[b]) return s[a] < s[b];
+            return last ? a < b : b < a;
+        });
+    }
+    for (int64_t i = 0; i < n; ++i) sorted[i] = {s[order[i]], 0};
+    memset(buckets.count, 0, bytes);
     for (int64_t i = n - 1; i >= 0; --i)
         buckets.count[buckets.of(sorted[i].similarity)] =
             static_cast<int16_t>(kFirstMark - std::min(i, kMostBefore));
@@ -206,10 +244,30 @@ bool pack_panel(const ChunkArgs<T>& chunk, int64_t panel) {
     return true;
 }
 
-// Fills the similarities of up to kItemRows rows and kStripColumns columns of a chunk.
+// Some packed queries.
 template <class T>
-void strip_product(const ChunkArgs<T>& chunk, const T* queries, const T* query_factors,
-                   int64_t rows, int64_t begin, int64_t n, T* s) {
+struct ItemQueries {
+    int64_t first, rows;
+    std::unique_ptr<T[]> packed;
+    T factors[kItemRows] = {};
+
+    ItemQueries(const ChunkArgs<T>& chunk, int64_t item)
+        : first(item * kItemRows),
+          rows(std::min(kItemRows, chunk.queries.rows - first)),
+          packed(new T[kItemRows * chunk.features]) {
+        for (int64_t i = 0; i < rows; ++i) factors[i] = factor(chunk.queries, first + i);
+        for (int64_t i = 0; i < rows; i += kTileRows)
+            pack(chunk.queries, chunk.features, first + i,
+                 static_cast<int>(std::min<int64_t>(kTileRows, rows - i)), kTileRows,
+                 packed.get() + i * chunk.features);
+    }
+};
+
+// Fills the similarities with n columns of a chunk, up to kStripColumns, whole tiles; rows `stride`
+// apart.
+template <class T>
+void strip_product(const ChunkArgs<T>& chunk, const ItemQueries<T>& queries, int64_t begin,
+                   int64_t n, T* s, int64_t stride) {
     constexpr int wide = kTileColumns<T>;
     static_assert(kStripColumns % wide == 0 && kStripColumns <= kChunk);
     for (int64_t j = 0; j < n; j += wide) {
@@ -217,40 +275,39 @@ void strip_product(const ChunkArgs<T>& chunk, const T* queries, const T* query_f
         for (int i = 0; i < wide; ++i)
             factors[i] = j + i < n ? factor(chunk.candidates, begin + j + i) : T(0);
         const T* candidates = chunk.packed + (begin + j) * chunk.features;
-        for (int64_t i = 0; i < rows; i += kTileRows)
-            tile(queries + i * chunk.features, candidates, chunk.features, query_factors + i,
-                 factors, s + i * kStripColumns + j, kStripColumns);
+        for (int64_t i = 0; i < queries.rows; i += kTileRows)
+            tile(queries.packed.get() + i * chunk.features, candidates, chunk.features,
+                 queries.factors + i, factors, s + i * stride + j, stride);
     }
+}
+
+// Counts n columns of a chunk for row r.
+template <class T>
+bool count_columns(const ChunkPass<T>& pass, int64_t r, int64_t begin, int64_t n, const T* s,
+                   ChunkLevels& levels) {
+    const ChunkArgs<T>& chunk = pass.chunk;
+    const int64_t column = chunk.first_column + begin;
+    if (chunk.some_ignored &&
+        !row_levels(pass.levels, chunk.first_row + r, column, n, chunk.all_columns, levels))
+        return false;
+    count_row(pass.in, r, column, n, s, chunk.some_ignored ? levels.level : nullptr);
+    return true;
 }
 
 // Counts the candidates of a chunk for kItemRows rows.
 template <class T>
 bool count_item(const ChunkPass<T>& pass, int64_t item) {
-    const ChunkArgs<T>& chunk = pass.chunk;
-    const int64_t first = item * kItemRows, left = chunk.queries.rows - first;
-    const int64_t rows = left < kItemRows ? left : kItemRows;
-    const std::unique_ptr<T[]> queries(new T[kItemRows * chunk.features]);
-    const std::unique_ptr<T[]> similarities(new T[kItemRows * kStripColumns]);
-    T factors[kItemRows] = {};
-    for (int64_t i = 0; i < rows; ++i) factors[i] = factor(chunk.queries, first + i);
-    for (int64_t i = 0; i < rows; i += kTileRows) {
-        const int64_t n = rows - i < kTileRows ? rows - i : kTileRows;
-        pack(chunk.queries, chunk.features, first + i, static_cast<int>(n), kTileRows,
-             queries.get() + i * chunk.features);
-    }
+    const ItemQueries<T> queries(pass.chunk, item);
+    const std::unique_ptr<T[]> s(new T[kItemRows * kStripColumns]);
     ChunkLevels levels;
-    for (int64_t begin = 0; begin < chunk.candidates.rows; begin += kStripColumns) {
-        const int64_t n = std::min(kStripColumns, chunk.candidates.rows - begin);
-        strip_product(chunk, queries.get(), factors, rows, begin, n, similarities.get());
-        for (int64_t i = 0; i < rows; ++i) {
-            const int64_t r = first + i;
+    for (int64_t begin = 0; begin < pass.chunk.candidates.rows; begin += kStripColumns) {
+        const int64_t n = std::min(kStripColumns, pass.chunk.candidates.rows - begin);
+        strip_product(pass.chunk, queries, begin, n, s.get(), kStripColumns);
+        for (int64_t i = 0; i < queries.rows; ++i) {
+            const int64_t r = queries.first + i;
             if (pass.in.starts[r] == pass.in.starts[r + 1]) continue;
-            const int64_t column = chunk.first_column + begin;
-            if (chunk.some_ignored &&
-                !row_levels(pass.levels, chunk.first_row + r, column, n, chunk.all_columns, levels))
+            if (!count_columns(pass, r, begin, n, s.get() + i * kStripColumns, levels))
                 return false;
-            count_row(pass.in, r, column, n, similarities.get() + i * kStripColumns,
-                      chunk.some_ignored ? levels.level : nullptr);
         }
     }
     return true;
@@ -262,30 +319,68 @@ bool ranks_of_row(const ExactArgs<T>& in, int64_t r) {
     const int64_t begin = in.starts[r], n = in.starts[r + 1] - begin;
     if (n == 0) return true;
     const int size = in.max_level + 1;
-    std::vector<int32_t> of_level((n + 1) * size);
-    const Place<T>* sorted = in.sorted + begin;
-    for (int64_t i = 0, equal = 0; i < n; ++i) {  // `equal`: the first one of the same similarity
-        const int64_t p = in.order[begin + i];
-        const T s = sorted[i].similarity;
-        if (s != sorted[equal].similarity) equal = i;
-        ++of_level[among_equal(in, r, s, in.column[p], equal) * size + in.level[p]];
-    }
+    const Place<T>* const sorted = in.sorted + begin;
+    const int64_t* const order = in.order + begin;
     const Buckets<T> buckets = buckets_of(in, r);
-    int64_t above[kMaxLevels] = {};
-    int b = buckets.size;
-    for (int64_t i = n; i > 0; --i) {
-        // The buckets between this positive and the next one.
-        const int own = buckets.of(sorted[i - 1].similarity);
-        while (--b > own) above[0] += buckets.count[b];
-        b = own;
-        above[0] += sorted[i - 1].count;
-        for (int l = 1; l < size; ++l) {
-            above[l] += of_level[i * size + l];
-            above[0] -= of_level[i * size + l];
+    const bool pessimistic = in.ties == Ties::kPessimistic;
+    const bool together = pessimistic || in.ties == Ties::kOptimistic;  // else equals have an order
+    int64_t total = 0, of_level[kMaxLevels] = {};                       // above, so far
+    const auto add_levels = [&](int64_t first, int64_t end) {
+        for (int64_t i = first; i < end; ++i) ++of_level[in.level[order[i]]];
+    };
+    int b = buckets.size - 1;
+    for (int64_t end = n, first; end > 0; end = first) {
+        const T s = sorted[end - 1].similarity;
+        first = end - 1;
+        while (together && first > 0 && sorted[first - 1].similarity == s) --first;
+        // The buckets between these positives and those above.
+        for (const int own = buckets.of(s); b > own; --b)
+            if (buckets.count[b] > 0) total += buckets.count[b];
+        if (pessimistic) add_levels(first, end);
+        for (int64_t i = end - 1; i >= first; --i) {
+            total += sorted[i].count;
+            const int64_t p = order[i];
+            int64_t* const above = in.above + p * size;
+            above[0] = total;
+            for (int l = 1; l < size; ++l) {
+                above[l] = of_level[l];
+                above[0] -= of_level[l];
+            }
+            if (pessimistic) --above[in.level[p]];  // itself
         }
-        const int64_t p = in.order[begin + i - 1];
-        memcpy(in.above + p * size, above, sizeof *above * size);
-        if (in.ties == Ties::kPessimistic) --in.above[p * size + in.level[p]];  // itself
+        if (!pessimistic) add_levels(first, end);
+    }
+    return true;
+}
+
+// All of it for kItemRows rows, whose similarities with all candidates, a single chunk, are kept.
+template <class T>
+bool rank_item(const ChunkPass<T>& pass, int64_t item) {
+    constexpr int64_t wide = kTileColumns<T>;
+    const ExactArgs<T>& in = pass.in;
+    const ItemQueries<T> queries(pass.chunk, item);
+    const int64_t columns = pass.chunk.candidates.rows;
+    const int64_t stride = (columns + wide - 1) / wide * wide;
+    const std::unique_ptr<T[]> similarities(new T[kItemRows * stride]);
+    for (int64_t begin = 0; begin < columns; begin += kStripColumns)
+        strip_product(pass.chunk, queries, begin, std::min(kStripColumns, columns - begin),
+                      similarities.get() + begin, stride);
+    ChunkLevels levels;
+    for (int64_t i = 0; i < queries.rows; ++i) {
+        const int64_t r = queries.first + i;
+        const T* const s = similarities.get() + i * stride;
+        bool ordered = true;
+        for (int64_t p = in.starts[r]; p < in.starts[r + 1]; ++p) {
+            in.similarity[p] = s[in.column[p]];
+            ordered = ordered && in.similarity[p] == in.similarity[p];
+        }
+        if (!ordered || in.starts[r] == in.starts[r + 1]) continue;
+        sort_row(in, r);
+        for (int64_t begin = 0; begin < columns; begin += kStripColumns)
+            if (!count_columns(pass, r, begin, std::min(kStripColumns, columns - begin), s + begin,
+                               levels))
+                return false;
+        ranks_of_row(in, r);
     }
     return true;
 }

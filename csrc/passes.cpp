@@ -151,12 +151,23 @@ void sort_positives(const ExactArgs<T>& in) {
 }
 
 template <class T>
-Status count_chunk(const ExactArgs<T>& in, const LevelArgs& levels, const ChunkArgs<T>& chunk) {
+Status over_items(const ExactArgs<T>& in, const LevelArgs& levels, const ChunkArgs<T>& chunk,
+                  bool (*run)(const ChunkPass<T>&, int64_t)) {
     constexpr int wide = kTileColumns<T>;
     static_assert(wide <= kPackedPadding);
     for_each(chunk, (chunk.candidates.rows + wide - 1) / wide, 1, in.num_threads, pack_panel<T>);
     const ChunkPass<T> pass{in, levels, chunk};
-    return for_each(pass, (in.rows + kItemRows - 1) / kItemRows, 1, in.num_threads, count_item<T>);
+    return for_each(pass, (in.rows + kItemRows - 1) / kItemRows, 1, in.num_threads, run);
+}
+
+template <class T>
+Status count_chunk(const ExactArgs<T>& in, const LevelArgs& levels, const ChunkArgs<T>& chunk) {
+    return over_items(in, levels, chunk, count_item<T>);
+}
+
+template <class T>
+Status rank_rows(const ExactArgs<T>& in, const LevelArgs& levels, const ChunkArgs<T>& all) {
+    return over_items(in, levels, all, rank_item<T>);
 }
 
 template <class T>
@@ -210,6 +221,7 @@ Passes<T> passes() {
             sort_positives<T>,
             count_chunk<T>,
             finish_ranks<T>,
+            rank_rows<T>,
             smooth_ranks<T>,
             rank_gradient<T>,
             norms<T>,

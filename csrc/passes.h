@@ -164,6 +164,9 @@ struct Passes {
     void (*sort_positives)(const ExactArgs<T>&);
     Status (*count_chunk)(const ExactArgs<T>&, const LevelArgs&, const ChunkArgs<T>&);
     void (*finish_ranks)(const ExactArgs<T>&);
+    // All of it where there is one chunk, with the similarities of the positives. A row with a NaN
+    // among these is left out.
+    Status (*rank_rows)(const ExactArgs<T>&, const LevelArgs&, const ChunkArgs<T>&);
     void (*smooth_ranks)(const Block<T>&, const RankArgs<T>&, const SmoothArgs<T>&);
     void (*rank_gradient)(const Block<T>&, const RankArgs<T>&, const RankGradientArgs<T>&);
     void (*norms)(const NormArgs<T>&);

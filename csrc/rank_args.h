@@ -51,7 +51,7 @@ struct ExactArgs {
     const int64_t* starts;  // [R + 1]
     const int64_t* column;  // [P], ascending in a row
     const int64_t* level;   // [P]
-    const T* similarity;    // [P]
+    T* similarity;          // [P]; rank_rows fills it
     // What sort_positives fills: the positives of each row in ascending order, and where the
     // candidates are counted.
     int64_t* order;                // [P]

@@ -16,8 +16,11 @@ from grainrank.ranks import PositiveRanks, positive_ranks, streamed, tiles
 N, M, D = 11, 150, 6
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[True, False], ids=["rows", "tiles"])
+def small_chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And both ways to the ranks of tensors."""
+    if not request.param:
+        monkeypatch.setattr(tiles, "_COLUMNS", 0)
     row = D * 4
     monkeypatch.setattr(streamed, "_CHUNK", 40 * row)
     monkeypatch.setattr(tiles, "_QUERIES", 4)

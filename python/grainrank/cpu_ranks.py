@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,18 @@ from .row_blocks import Block
 
 _BUCKETS = 8  # for each positive of a row: few candidates have to be compared
 _FEWEST_BUCKETS, _MOST_BUCKETS = 64, 2**14
+
+
+class _Chunk(NamedTuple):
+    """Some candidates, and the queries that are compared with them."""
+
+    queries: Part
+    candidates: Part
+    first_row: int
+    first_column: int
+    columns: int  # of the batch
+    ignored: bool
+    packed: Tensor  # scratch
 
 
 class CpuRankPasses(CpuPasses):
@@ -74,17 +86,45 @@ class CpuRankPasses(CpuPasses):
         ignored: bool,
         candidates: Iterable[tuple[int, Part]],
     ) -> Tensor:
+        exact, held = self._exact(positives, ties)
+        _native.sort_positives(self._set, exact)
+        packed = self.empty(0)
+        for first, part in candidates:
+            needed = self._packed_size(part)
+            if packed.numel() < needed:
+                packed = self.empty(needed)
+            chunk = _Chunk(queries, part, start, first, columns, ignored, packed)
+            self._over_chunk(_native.count_chunk, exact, chunk)
+        _native.finish_ranks(self._set, exact)
+        return held["above"]
+
+    def row_ranks(
+        self,
+        queries: Part,
+        positives: Positives,
+        ties: str,
+        start: int,
+        ignored: bool,
+        candidates: Part,
+    ) -> Tensor:
+        exact, held = self._exact(positives, ties)
+        packed = self.empty(self._packed_size(candidates))
+        chunk = _Chunk(queries, candidates, start, 0, len(candidates.values), ignored, packed)
+        self._over_chunk(_native.rank_rows, exact, chunk)
+        return held["above"]
+
+    def _exact(self, positives: Positives, ties: str) -> tuple[Any, dict[str, Tensor]]:
+        """The arguments, and the memory that they stand for."""
         lengths, size = positives.starts.diff(), len(positives.column)
         buckets = (lengths * _BUCKETS).clamp(_FEWEST_BUCKETS, _MOST_BUCKETS)
         bucket_starts = offsets(torch.where(lengths > 0, buckets + _native.NOT_COUNTED, 0))
-        above = self._counts(positives)
         held = {
             **positives._asdict(),
             "order": torch.empty(size, dtype=torch.int64),
             "sorted": self.empty(size, 2),
             "bucket_starts": bucket_starts,
             "buckets": torch.empty(int(bucket_starts[-1]), dtype=torch.int16),
-            "above": above,
+            "above": self._counts(positives),
         }
         del held["row"]
         exact = self._make("Exact")(
@@ -94,22 +134,28 @@ class CpuRankPasses(CpuPasses):
             num_threads=torch.get_num_threads(),
             **{name: tensor.data_ptr() for name, tensor in held.items()},
         )
-        _native.sort_positives(self._set, exact)
-        levels, q = self._levels.without_references(), self._rows(queries)
-        features, packed = queries.values.shape[1], self.empty(0)
-        for first, part in candidates:
-            needed = (len(part.values) + _native.PACKED_PADDING) * features
-            if packed.numel() < needed:
-                packed = self.empty(needed)
-            status = _native.count_chunk(
-                self._set, exact, levels, q, self._rows(part),
-                features=features, first_row=start, first_column=first, all_columns=columns,
-                some_ignored=ignored, packed=packed.data_ptr(),
-            )  # fmt: skip
-            if status != 0:
-                raise level_range_error(self._levels.max_level)
-        _native.finish_ranks(self._set, exact)
-        return above
+        return exact, held
+
+    def _packed_size(self, part: Part) -> int:
+        rows, features = part.values.shape
+        return (rows + int(_native.PACKED_PADDING)) * features
+
+    def _over_chunk(self, function: Any, exact: Any, chunk: _Chunk) -> None:
+        status = function(
+            self._set,
+            exact,
+            self._levels.without_references(),
+            self._rows(chunk.queries),
+            self._rows(chunk.candidates),
+            features=chunk.queries.values.shape[1],
+            first_row=chunk.first_row,
+            first_column=chunk.first_column,
+            all_columns=chunk.columns,
+            some_ignored=chunk.ignored,
+            packed=chunk.packed.data_ptr(),
+        )
+        if status != 0:
+            raise level_range_error(self._levels.max_level)
 
     def smooth_ranks(
         self, block: Block, levels: Tensor, positives: Positives, step: Surrogate

@@ -108,22 +108,16 @@ std::vector<T> run_pairs(const Passes<T>& passes, const ExactBatch<T>& x, int nu
     return {out.data(), out.data() + pairs};
 }
 
-// Candidates in chunks of uneven sizes.
+// Calls a pass with candidates begin .. begin + n.
 template <class T>
-void run_chunks(const Passes<T>& passes, const ExactBatch<T>& x, const ExactArgs<T>& exact) {
-    const Case& c = x.ranks.batch.c;
-    const LevelArgs levels = x.ranks.batch.levels();
-    const bool some_ignored =
-        std::find(x.ranks.levels.begin(), x.ranks.levels.end(), -1) != x.ranks.levels.end();
-    int64_t size = c.columns > 8 ? c.columns / 2 + 1 : c.columns;
-    for (int64_t begin = 0; begin < c.columns; begin += size) {
-        const int64_t n = std::min(size, c.columns - begin);
-        std::vector<T> packed((n + kPackedPadding) * x.features);
-        passes.count_chunk(
-            exact, levels,
-            {x.query_rows(), x.candidate_rows(begin, n), x.features, x.ranks.batch.sizes.first_row,
-             begin, c.columns, some_ignored, packed.data()});
-    }
+void run_chunk(Status (*pass)(const ExactArgs<T>&, const LevelArgs&, const ChunkArgs<T>&),
+               const ExactBatch<T>& x, const ExactArgs<T>& exact, int64_t begin, int64_t n) {
+    const auto& levels = x.ranks.levels;
+    const bool some_ignored = std::find(levels.begin(), levels.end(), -1) != levels.end();
+    std::vector<T> packed((n + kPackedPadding) * x.features);
+    pass(exact, x.ranks.batch.levels(),
+         {x.query_rows(), x.candidate_rows(begin, n), x.features, x.ranks.batch.sizes.first_row,
+          begin, x.ranks.batch.c.columns, some_ignored, packed.data()});
 }
 
 template <class T>
@@ -170,27 +164,38 @@ ExactResults run_exact(const Passes<T>& passes, const ExactBatch<T>& x, int num_
         Output<int64_t> order(positives), above(positives * levels);
         std::vector<Place<T>> sorted(positives);
         Output<int16_t> buckets(bucket_starts.back());
+        std::vector<T> own = similarity;
         const ExactArgs<T> exact{ties,
                                  c.max_level,
                                  c.rows,
                                  ranks.starts.data(),
                                  ranks.column.data(),
                                  ranks.level.data(),
-                                 similarity.data(),
+                                 own.data(),
                                  order.data(),
                                  sorted.data(),
                                  bucket_starts.data(),
                                  buckets.data(),
                                  above.data(),
                                  num_threads};
+        const Result expected = by_definition(x.ranks, s, ties);
+        const auto collect = [&] {
+            above.collect(name_of(ties), results.above);
+            const bool intact = order.intact() && buckets.intact() && own == similarity;
+            results.above.push_back({"scratch", {intact ? 0 : NAN}, Tolerance::kExact});
+            results.by_definition.push_back(expected);
+            results.by_definition.push_back({"scratch", {0}, Tolerance::kExact});
+        };
         passes.sort_positives(exact);
-        run_chunks(passes, x, exact);
+        const int64_t size = c.columns > 8 ? c.columns / 2 + 1 : c.columns;
+        for (int64_t begin = 0; begin < c.columns; begin += size)
+            run_chunk(passes.count_chunk, x, exact, begin, std::min(size, c.columns - begin));
         passes.finish_ranks(exact);
-        above.collect(name_of(ties), results.above);
-        const bool intact = order.intact() && buckets.intact();
-        results.above.push_back({"scratch", {intact ? 0 : NAN}, Tolerance::kExact});
-        results.by_definition.push_back(by_definition(x.ranks, s, ties));
-        results.by_definition.push_back({"scratch", {0}, Tolerance::kExact});
+        collect();
+        std::fill_n(above.data(), positives * levels, -1);
+        std::fill(own.begin(), own.end(), T(0));
+        run_chunk(passes.rank_rows, x, exact, 0, c.columns);
+        collect();
     }
     return results;
 }

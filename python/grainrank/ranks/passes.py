@@ -107,3 +107,16 @@ class TilePasses(RankPasses, Protocol):
         of level -1 have to be looked for. `candidates`: all of them, some at a time, behind the
         number of the first one.
         """
+
+    def row_ranks(
+        self,
+        queries: Part,
+        positives: Positives,
+        ties: str,
+        start: int,
+        ignored: bool,
+        candidates: Part,
+    ) -> Tensor:
+        """The same where the similarities of some rows with all candidates may be kept; it fills
+        those of the positives too. Where one is NaN the counts of its row are undefined.
+        """

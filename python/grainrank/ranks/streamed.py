@@ -42,8 +42,9 @@ class StreamedRows:
         return len(self._rows)
 
     @property
-    def features(self) -> int:
-        return self._rows.features
+    def row_bytes(self) -> int:
+        """Of a row as the products take it."""
+        return self._rows.features * self._like.element_size()
 
     @property
     def in_place(self) -> bool:
@@ -56,7 +57,7 @@ class StreamedRows:
 
     def chunks(self, size: int) -> Iterator[tuple[int, int]]:
         """Where chunks of so many bytes begin and end, of a row at least."""
-        rows = max(1, size // (self.features * self._like.element_size()))
+        rows = max(1, size // self.row_bytes)
         for start in range(0, len(self), rows):
             yield start, min(start + rows, len(self))
 

@@ -1,7 +1,8 @@
-"""Exact ranks without a row of similarities: each tile is compared as soon as it is multiplied.
+"""Exact ranks without stored similarities: each tile is compared as soon as it is multiplied.
 
-The similarities of the positives come first, each of its own. The products have the same bits
-wherever a pair stands, so equal embeddings are ties.
+The similarities of the positives come first, each of its own; or, where candidates are few, from
+the rows that a thread is at. The products have the same bits wherever a pair stands, so equal
+embeddings are ties.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from .streamed import Part, StreamedRows
 # Queries for which the candidates are read once, or so many for each thread: more need more memory
 # for their counts, up to 64 KiB each.
 _QUERIES, _QUERIES_OF_A_THREAD = 1024, 96
+# Up to so many candidates, and bytes of them, the similarities of some rows stay in the cache.
+_COLUMNS, _PACKED = 2**15, 32 * 2**20
 _CANDIDATES = 4 * 2**20  # of candidates at a time: every query reads them anew
 _PAIRS = 16 * 2**20  # of candidates of single pairs that are gathered at a time
 
@@ -37,10 +40,18 @@ def sweep_tiles(
     for first in range(0, len(queries), together):
         q = queries.read(first, min(first + together, len(queries)))
         count, positives = _listed(q.values, m, passes, first, rows)
-        positives = _with_similarities(q, candidates, positives, passes, first)
         ignored = bool((count.sum(dim=1) < m).any())
-        parts = ((a, candidates.read(a, b)) for a, b in candidates.chunks(_CANDIDATES))
-        aboves.append(passes.tile_ranks(q, positives, ties, first, m, ignored, parts))
+        if candidates.in_place and m <= _COLUMNS and m * candidates.row_bytes <= _PACKED:
+            everything = candidates.read(0, m)
+            aboves.append(passes.row_ranks(q, positives, ties, first, ignored, everything))
+            _check_order(positives, first)
+        else:
+            positives = positives._replace(
+                similarity=_similarities(q, candidates, positives, passes)
+            )
+            _check_order(positives, first)
+            parts = ((a, candidates.read(a, b)) for a, b in candidates.chunks(_CANDIDATES))
+            aboves.append(passes.tile_ranks(q, positives, ties, first, m, ignored, parts))
         counts.append(count)
         found.append(positives)
     return (*joined(found), torch.cat(aboves), torch.cat(counts))
@@ -64,19 +75,15 @@ def _listed(
     return torch.cat(counts), Positives(starts, row, column, level, similarity)
 
 
-def _with_similarities(
-    q: Part, candidates: StreamedRows, positives: Positives, passes: TilePasses, first: int
-) -> Positives:
-    """The same positives of the queries from `first` on."""
-    similarity = _similarities(q, candidates, positives, passes)
-    wrong = similarity.isnan().nonzero()
-    if len(wrong) > 0:  # no order has a place for it
+def _check_order(positives: Positives, first: int) -> None:
+    """Of the queries from `first` on: no order has a place for a NaN."""
+    wrong = positives.similarity.isnan().nonzero()
+    if len(wrong) > 0:
         row, column = (int(x[wrong[0]]) for x in (positives.row, positives.column))
         raise ValueError(
             f"queries and candidates must have products that do not overflow, got NaN for query "
             f"{first + row} and candidate {column}; scale them down"
         )
-    return positives._replace(similarity=similarity)
 
 
 def _similarities(
@@ -89,7 +96,7 @@ def _similarities(
     # In the order of the candidates, which may be in a file.
     order = column.argsort(stable=True)
     similarity = passes.empty(len(column))
-    pairs = max(1, _PAIRS // (candidates.features * q.values.element_size()))
+    pairs = max(1, _PAIRS // candidates.row_bytes)
     for some in order.split(pairs):
         index, local = column[some].unique_consecutive(return_inverse=True)
         similarity[some] = passes.pair_similarities(q, candidates.take(index), row[some], local)
