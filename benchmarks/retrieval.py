@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from peak_memory import measured_apart, peak_of
 from sklearn.neighbors import NearestNeighbors
 from timing import interleave, ratio
 from torch import Tensor
@@ -95,26 +94,10 @@ PROVIDERS: dict[str, Provider] = {
 FEW_ROUNDS = ("scikit-learn brute", "torch argsort")  # several times as long as the others
 
 
-def status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise KeyError(field)
-
-
 def memory_of(name: str, m: int, n: int, d: int) -> int:
-    """Peak bytes over the inputs; in this process, which has done nothing else."""
-    PROVIDERS[name](*embeddings(1000, 16, d))  # libraries and their buffers are loaded
+    PROVIDERS[name](*embeddings(1000, 16, d))
     inputs = embeddings(m, n, d)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = status("VmRSS")
-    PROVIDERS[name](*inputs)
-    return status("VmHWM") - before
-
-
-def _measured_apart(name: str, sizes: list[str]) -> int:
-    command = [sys.executable, __file__, *sizes, "--memory-of", name]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return peak_of(lambda: PROVIDERS[name](*inputs))
 
 
 def check(q: Tensor, c: Tensor) -> None:
@@ -166,7 +149,7 @@ def main() -> None:
             "seconds": times[name],
             "median_seconds": statistics.median(times[name]),
             "of_bare_products": ratio(times, name, "bare products"),
-            "peak_bytes": _measured_apart(name, sizes),
+            "peak_bytes": measured_apart(__file__, sizes, name),
         }
         if given.out != RESULT:
             print(name, result["providers"][name])

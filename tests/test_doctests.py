@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [  # with code that runs on a CPU
     ROOT / "README.md",
     ROOT / "docs" / "losses.md",
+    ROOT / "docs" / "elva.md",
     ROOT / "docs" / "distributed.md",
 ]
 
@@ -51,6 +52,8 @@ def test_public_docstrings_have_examples() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents(document: Path) -> None:
     """The blocks of a document run one after the other, and end in a loss."""
+    if document.name == "elva.md":
+        pytest.importorskip("transformers", reason="needs the extra [eval]")
     blocks = re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
     assert len(blocks) >= 2
     namespace: dict[str, object] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,10 +53,15 @@ def offsets(lengths: Tensor) -> Tensor:
     return torch.cat([lengths.new_zeros(1), lengths.cumsum(dim=0)])
 
 
+def cat(parts: Sequence[Tensor]) -> Tensor:
+    """`torch.cat`, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
+
+
 def joined(found: list[Positives]) -> tuple[Tensor, ...]:
     """`indptr`, `indices`, `level` and `similarity` of the positives of blocks that follow each
     other.
     """
-    indptr = offsets(torch.cat([p.starts.diff() for p in found]))
+    indptr = offsets(cat([p.starts.diff() for p in found]))
     rest = ((p.column, p.level, p.similarity) for p in found)
-    return (indptr, *(torch.cat(x) for x in zip(*rest, strict=True)))
+    return (indptr, *(cat(x) for x in zip(*rest, strict=True)))

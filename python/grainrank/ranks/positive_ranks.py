@@ -67,7 +67,8 @@ def positive_ranks(
             others are. On the CPU equal embeddings have equal similarities; products of other
             backends may differ in the last bit by where a candidate stands.
         normalize: cosine similarity (default); False: dot product.
-        backend: as for the losses: `"auto"`, `"reference"`, `"cpu"`, `"cuda"` or `"triton"`.
+        backend: as for the losses: `"auto"`, `"reference"`, `"cpu"`, `"cuda"` or `"triton"`. Exact
+            ranks of levels with a `false_negative_margin` are the reference's on the CPU.
         workspace_mb: bound of the row block's memory in MiB; None (default): 256 MiB for exact
             ranks, and as for the losses for smooth ones. With a GPU, the reference, or a
             `false_negative_margin` a block of exact ranks holds the similarities of its rows, and

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 from ..batch import Batch
 from ..block_gradients import GradientSums
 from ..row_blocks import Block, RowBlocks
 from ..table_sets import Gradients, Needs
-from .blocks import joined
+from .blocks import cat, joined
 from .passes import LEVEL_BYTES, BlockPasses, Positives, RankPasses
 from .surrogates import Surrogate
 
@@ -24,7 +23,7 @@ def sweep_exact(blocks: Iterable[Block], passes: BlockPasses, ties: str) -> tupl
         counts.append(count)
         found.append(positives)
         above.append(passes.exact_ranks(block, levels, positives, ties))
-    return (*joined(found), torch.cat(above), torch.cat(counts))
+    return (*joined(found), cat(above), cat(counts))
 
 
 def _judged(block: Block, passes: RankPasses) -> tuple[Tensor, Tensor, Positives]:
@@ -42,8 +41,8 @@ def sweep_smooth(batch: Batch, passes: RankPasses, step: Surrogate) -> tuple[Ten
         counts.append(count)
         found.append(positives)
         sums.append(passes.smooth_ranks(block, levels, positives, step))
-    above, slope, at_least = (torch.cat(x) for x in zip(*sums, strict=True))
-    return (*joined(found), above, torch.cat(counts), at_least, slope)
+    above, slope, at_least = (cat(x) for x in zip(*sums, strict=True))
+    return (*joined(found), above, cat(counts), at_least, slope)
 
 
 def sweep_rank_gradients(

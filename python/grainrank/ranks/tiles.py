@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..row_blocks import Block, block_rows
-from .blocks import joined, offsets
+from .blocks import cat, joined, offsets
 from .passes import LEVEL_BYTES, Positives, TilePasses
 from .streamed import Part, StreamedRows
 
@@ -54,7 +54,7 @@ def sweep_tiles(
             aboves.append(passes.tile_ranks(q, positives, ties, first, m, ignored, parts))
         counts.append(count)
         found.append(positives)
-    return (*joined(found), torch.cat(aboves), torch.cat(counts))
+    return (*joined(found), cat(aboves), cat(counts))
 
 
 def _listed(
@@ -70,9 +70,9 @@ def _listed(
         counts.append(count)
         parts.append(part._replace(row=part.row + start))
     _, column, level, similarity = joined(parts)
-    starts = offsets(torch.cat([part.starts.diff() for part in parts]))
-    row = torch.cat([part.row for part in parts])
-    return torch.cat(counts), Positives(starts, row, column, level, similarity)
+    starts = offsets(cat([part.starts.diff() for part in parts]))
+    row = cat([part.row for part in parts])
+    return cat(counts), Positives(starts, row, column, level, similarity)
 
 
 def _check_order(positives: Positives, first: int) -> None:
