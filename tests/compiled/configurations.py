@@ -14,7 +14,7 @@ import grainrank
 from grainrank import DenseLevels, GrainKeys, LevelSource
 from grainrank.batch import Batch
 from grainrank.ceilings import resolve_ceilings
-from grainrank.gpu_ranks import count_levels
+from grainrank.ranks.blocks import level_counts
 from grainrank.row_blocks import RowBlocks
 from grainrank.testing import DTYPES, Shape, make_dense_levels, make_inputs
 from grainrank.triton_ranks import TritonRankPasses
@@ -120,7 +120,7 @@ def _run_ranks(
     # Nothing was launched: the levels are others, so that there are positives.
     dense = make_dense_levels(shape, max_level, seed=0)
     passes = TritonRankPasses(batch._replace(levels=DenseLevels(dense, max_level)))
-    positives = passes.positives(block, dense, count_levels(dense, max_level))
+    positives = passes.positives(block, dense, level_counts(dense, max_level))
     if name not in STEPS:
         passes.exact_ranks(block, dense, positives, name)
         return

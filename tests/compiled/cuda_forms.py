@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from grainrank.batch import Batch
-from grainrank.gpu_ranks import count_levels
+from grainrank.ranks.blocks import level_counts
 from grainrank.ranks.passes import Positives
 from grainrank.ranks.surrogates import Surrogate, surrogate_of
 from grainrank.row_blocks import Block, Channel, ColumnTables, RowBlocks
@@ -111,7 +111,7 @@ class Bench:
         """Levels with so many positives in each row."""
         levels = torch.zeros(SHAPE.N, SHAPE.M, dtype=torch.int8)
         levels[:, :: SHAPE.M // positives] = SHAPE.K
-        return levels, self.passes.positives(self.block, levels, count_levels(levels, SHAPE.K))
+        return levels, self.passes.positives(self.block, levels, level_counts(levels, SHAPE.K))
 
     def exact_ranks(self) -> None:
         self.passes.exact_ranks(self.block, *self.judged(1), "first")
