@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
@@ -18,6 +19,17 @@ def test_two_tower(capsys: pytest.CaptureFixture[str]) -> None:
     losses = train(steps=30, batch=128)
     assert losses[-1] < 0.5 * losses[0]
     assert "mean similarity by level 0" in capsys.readouterr().out
+
+
+def test_elva_grpo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The policy leaves the supervised start, where its KL is 0."""
+    main = runpy.run_path(str(EXAMPLES / "elva_grpo.py"))["main"]
+    main(["--quick", "--curves", str(tmp_path / "curves.json")])
+    assert "reinforcement" in capsys.readouterr().out
+    curves = json.loads((tmp_path / "curves.json").read_text())
+    assert curves["KL"][0] == pytest.approx(0, abs=1e-5)
+    assert curves["KL"][-1] > 1e-3
+    assert all(0 <= value <= 1 for value in curves["ranking reward"])
 
 
 def _train_distributed(*arguments: str, processes: int = 0) -> str:
