@@ -78,8 +78,8 @@ def ranking_reward(
             option of the other rule; NaN or infinity in the embeddings.
 
     Source:
-        Verifiable ranking rewards: ELVA, arXiv 2606.20280. A share is the area under the ROC curve
-        of two levels; their mean: Hand and Till, Machine Learning 2001, over ordered pairs.
+        Verifiable ranking rewards: after ELVA, arXiv 2606.20280. A share is the area under the ROC
+        curve of two levels; their mean: Hand and Till, Machine Learning 2001, over ordered pairs.
 
     Example:
         >>> candidates = torch.tensor([[1.0, 0.0], [0.9, 0.3], [0.0, 1.0]])
@@ -161,7 +161,7 @@ def margin_reward(
             infinity in the embeddings.
 
     Source:
-        Verifiable margin rewards: ELVA, arXiv 2606.20280.
+        Verifiable margin rewards: after ELVA, arXiv 2606.20280.
 
     Example:
         >>> candidates = torch.tensor([[1.0, 0.0], [0.9, 0.3], [0.0, 1.0]])

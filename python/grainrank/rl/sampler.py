@@ -63,7 +63,7 @@ class GradedBatchSampler(Sampler[list[int]]):
         TypeError, ValueError: an argument of the wrong type, shape, dtype or value.
 
     Source:
-        Batches that mix grains: ELVA, arXiv 2606.20280; `set_epoch` as in torch's
+        Batches that mix grains: after ELVA, arXiv 2606.20280; `set_epoch` as in torch's
         `DistributedSampler`.
 
     Example:
