@@ -6,6 +6,7 @@ same query, without leaving the supervised start too far behind.
 
 Run: python examples/elva_grpo.py                medical synonyms to codes; needs the extra [text]
      python examples/elva_grpo.py --data emoji   names of emoji in a language never trained on
+     python examples/elva_grpo.py --data pictures   pictures of emoji in a style never trained on
      python examples/elva_grpo.py --quick        a short run on a part of the emoji
 """
 
@@ -19,19 +20,39 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from grainrank import GrainKeys, metrics, multi_level_ranking_loss, positive_ranks, rl
 from grainrank.data import emoji, icd10
-from grainrank.demo.encoder import Encoder, make_encoder
+from grainrank.demo.encoder import make_encoder
 from grainrank.demo.text import Bags, hashed_ngrams
 
 KL_WEIGHT = 0.1
 
 
+Inputs = Bags | Tensor  # texts, or pictures [n, 3, 32, 32]
+
+
+class TwoTower(nn.Module):
+    """Small encoders of random weights: n-grams of texts, three convolutions over pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.texts = make_encoder(0)
+        self.pictures = nn.Sequential(
+            *(nn.Conv2d(3, 32, 3, 2, 1), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1), nn.GELU()),
+            *(nn.Conv2d(64, 128, 3, 2, 1), nn.GELU(), nn.Flatten(), nn.Linear(128 * 16, 128)),
+        )
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        encoder = self.pictures if isinstance(inputs, Tensor) else self.texts
+        return torch.as_tensor(encoder(inputs))
+
+
 class Pairs(NamedTuple):
-    queries: Bags
+    queries: Inputs
     targets: Tensor  # rows of the candidates, int64 [N]
 
 
@@ -42,6 +63,19 @@ class Data(NamedTuple):
     grains: Tensor  # int64 [M, K], coarse to fine
 
 
+def select(inputs: Inputs, rows: Tensor) -> Inputs:
+    return inputs[rows] if isinstance(inputs, Tensor) else inputs.select(rows)
+
+
+def pictures(styles: Sequence[str]) -> Pairs:
+    """All emoji in each style, on white."""
+    pixels = torch.cat([torch.from_numpy(emoji.pictures(style).copy()) for style in styles]).float()
+    alpha = pixels[..., 3:] / 255
+    values = (pixels[..., :3] / 255 * alpha + 1 - alpha).permute(0, 3, 1, 2) - 0.5
+    items = len(values) // len(styles)
+    return Pairs(values.contiguous(), torch.arange(items).repeat(len(styles)))
+
+
 def load(name: str, quick: bool) -> Data:
     if name == "icd10":
         codes = icd10.load()
@@ -50,6 +84,9 @@ def load(name: str, quick: bool) -> Data:
         sides = [Pairs(hashed_ngrams(side.texts), side.targets) for side in (known, new)]
         return Data(sides[0], sides[1], hashed_ngrams(codes.candidates), codes.grains)
     items = emoji.load()
+    if name == "pictures":
+        names = hashed_ngrams(items.names)
+        return Data(pictures(["noto", "fluent"]), pictures(["twemoji"]), names, items.grains)
     languages = ("es", "it") if quick else ("de", "fr", "es", "it", "nl", "sv", "pl")
     texts = [text for language in languages for text in items.translations[language]]
     train = Pairs(hashed_ngrams(texts), torch.arange(len(items)).repeat(len(languages)))
@@ -59,7 +96,7 @@ def load(name: str, quick: bool) -> Data:
     return Data(train, test, hashed_ngrams(items.names), items.grains)
 
 
-def evaluate(encoder: Encoder, data: Data) -> dict[str, float]:
+def evaluate(encoder: TwoTower, data: Data) -> dict[str, float]:
     """Means over the test queries; all candidates are ranked."""
     with torch.inference_mode():
         levels = GrainKeys(data.grains[data.test.targets], data.grains)
@@ -72,12 +109,12 @@ def evaluate(encoder: Encoder, data: Data) -> dict[str, float]:
 
 
 def train(
-    encoder: Encoder,
+    encoder: TwoTower,
     data: Data,
     batches: Sequence[Sequence[int]],
     learning_rate: float,
     loss: Callable[[Tensor, Tensor, Tensor], Tensor],
-) -> Encoder:
+) -> TwoTower:
     """`loss` of the queries' and candidates' embeddings, and of the batch's training pairs."""
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -85,7 +122,7 @@ def train(
     )
     for batch in batches:
         rows = torch.tensor(batch)
-        q = encoder(data.train.queries.select(rows))
+        q = encoder(select(data.train.queries, rows))
         c = encoder(data.candidates.select(data.train.targets[rows]))
         optimizer.zero_grad()
         loss(q, c, rows).backward()
@@ -116,7 +153,7 @@ def run(data: Data, options: argparse.Namespace) -> dict[str, list[float]]:
         return torch.as_tensor(loss)
 
     random = batches(keys, size, options.start_steps)
-    start = train(make_encoder(0), data, random, 2e-3, supervised_loss)
+    start = train(TwoTower(), data, random, 2e-3, supervised_loss)
     with torch.no_grad():  # q_start is the frozen reference of the KL, too
         q_start, c_start = normalize(start(data.train.queries)), normalize(start(data.candidates))
     c_start, levels = c_start[data.train.targets], GrainKeys(keys, keys)
@@ -163,7 +200,7 @@ def run(data: Data, options: argparse.Namespace) -> dict[str, list[float]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--data", choices=("icd10", "emoji"), default="icd10")
+    parser.add_argument("--data", choices=("icd10", "emoji", "pictures"), default="icd10")
     parser.add_argument("--policy", choices=("vmf", "gaussian"), default="vmf")
     parser.add_argument("--start-steps", type=int, default=170)
     parser.add_argument("--steps", type=int, default=40, help="after the supervised start")
@@ -175,7 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.quick:
         options.start_steps, options.steps, options.batch, options.rollouts = 12, 3, 128, 4
-    curves = run(load("emoji" if options.quick else options.data, options.quick), options)
+        options.data = "pictures" if options.data == "pictures" else "emoji"
+    curves = run(load(options.data, options.quick), options)
     if options.curves is None:
         return
     if options.curves.suffix == ".json":

@@ -21,10 +21,11 @@ def test_two_tower(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mean similarity by level 0" in capsys.readouterr().out
 
 
-def test_elva_grpo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("data", ["emoji", "pictures"])
+def test_elva_grpo(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The policy leaves the supervised start, where its KL is 0."""
     main = runpy.run_path(str(EXAMPLES / "elva_grpo.py"))["main"]
-    main(["--quick", "--curves", str(tmp_path / "curves.json")])
+    main(["--quick", "--data", data, "--curves", str(tmp_path / "curves.json")])
     assert "reinforcement" in capsys.readouterr().out
     curves = json.loads((tmp_path / "curves.json").read_text())
     assert curves["KL"][0] == pytest.approx(0, abs=1e-5)
