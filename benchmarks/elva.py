@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 from elva_recipes import GRID, LABELS, MULTI_LEVEL, Recipe, chosen
 from elva_tasks import TASKS, Model, Task
+from over_seeds import cell, over_seeds
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -270,7 +270,7 @@ def testing(
                 "rewards": [run["rewards"] for run in own],
                 "splits": {
                     name: {
-                        metric: _over_seeds([run["metrics"][name][metric] for run in own])
+                        metric: over_seeds([run["metrics"][name][metric] for run in own])
                         for metric in METRICS
                     }
                     for name in splits
@@ -281,20 +281,11 @@ def testing(
     }
 
 
-def _over_seeds(values: list[float]) -> dict[str, Any]:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "runs": values}
-
-
 def table(methods: dict[str, Any], split: str) -> str:
     """Percentages, mean +- standard deviation."""
     lines = [f"| steps with | {' | '.join(METRICS)} |", "| --- " * (1 + len(METRICS)) + "|"]
     for method in methods.values():
-        cells = []
-        for metric in METRICS:
-            value = method["splits"][split][metric]
-            deviation = "" if value["std"] is None else f" +-{100 * value['std']:.1f}"
-            cells.append(f"{100 * value['mean']:.1f}{deviation}")
+        cells = [cell(method["splits"][split][metric]) for metric in METRICS]
         lines.append(f"| {method['label']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from peak_memory import measured_apart, peak_of
 from sklearn.neighbors import NearestNeighbors
-from timing import interleave, ratio
+from timing import interleave, summary
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -146,9 +145,7 @@ def main() -> None:
     for name in PROVIDERS:
         times = slow if name in FEW_ROUNDS else seconds
         result["providers"][name] = {
-            "seconds": times[name],
-            "median_seconds": statistics.median(times[name]),
-            "of_bare_products": ratio(times, name, "bare products"),
+            **summary(times, name, "bare products"),
             "peak_bytes": measured_apart(__file__, sizes, name),
         }
         if given.out != RESULT:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peak_memory import measured_apart, peak_of
-from timing import interleave, ratio
+from timing import interleave, summary
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -141,9 +140,7 @@ def measured(group: str, sizes: tuple[int, int, int, int], rounds: int) -> dict[
         times = slow if name in ONE_ROLLOUT else seconds
         found[name] = {
             "rollouts": 1 if name in ONE_ROLLOUT else sizes[0],
-            "seconds": times[name],
-            "median_seconds": statistics.median(times[name]),
-            "of_bare_products": ratio(times, name, "bare products"),
+            **summary(times, name, "bare products"),
             "peak_bytes": measured_apart(__file__, flags, name),
         }
     return found

@@ -34,6 +34,15 @@ def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
 
+def summary(seconds: dict[str, list[float]], name: str, base: str) -> dict[str, Any]:
+    """What a result file holds of a provider's times."""
+    return {
+        "seconds": seconds[name],
+        "median_seconds": statistics.median(seconds[name]),
+        "of_bare_products": ratio(seconds, name, base),
+    }
+
+
 def record(benchmark: Any, providers: Providers, bases: tuple[str, ...]) -> None:
     """Runs the rounds; the JSON gets their seconds, and each provider's ratio to each base."""
     seconds: dict[str, list[float]] = {}

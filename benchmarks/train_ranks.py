@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from over_seeds import cell, over_seeds
 from rank_recipes import GRID, LABELS, METHODS, Recipe, training_loss
 
 from grainrank import GrainKeys, metrics, positive_ranks
@@ -131,7 +131,7 @@ def testing(data: icd10.Icd10, methods: dict[str, Recipe], seeds: int) -> dict[s
                 split: {
                     "queries": own[0]["queries"][split],
                     "metrics": {
-                        name: _over_seeds([run["metrics"][split][name] for run in own])
+                        name: over_seeds([run["metrics"][split][name] for run in own])
                         for name in METRICS
                     },
                 }
@@ -150,18 +150,8 @@ def table(methods: dict[str, Any], split: str) -> str:
     return "\n".join(lines)
 
 
-def cell(metric: dict[str, Any]) -> str:
-    mean = f"{100 * metric['mean']:.1f}"
-    return mean if metric["std"] is None else f"{mean} +-{100 * metric['std']:.1f}"
-
-
 def _steps(recipe: Recipe, data: icd10.Icd10) -> int:
     return len(data.queries["train"]) // recipe.batch  # of an epoch
-
-
-def _over_seeds(values: list[float]) -> dict[str, Any]:
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": std, "runs": values}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

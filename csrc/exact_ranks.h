@@ -2,7 +2,7 @@
 //
 // The positives are sorted. Equal buckets divide the similarities between the lowest and the
 // highest one. A candidate whose bucket has no positive is counted there; the few others are
-// compared with the positives, and counted in a slot: the number of positives that they are above.
+// compared with the positives, and counted at the highest one that they are above.
 // Candidates are counted whatever their level; sums from the highest bucket on are their number
 // above each positive. Those of level 1 and more are the positives themselves, which are compared
 // with each other; the rest is level 0. O(M) a row however many positives it has.

@@ -26,6 +26,16 @@ def check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
+def check_floats(name: str, value: object) -> Tensor:
+    tensor = check_tensor(name, value)
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; "
+            f"convert it with {name}.float()"
+        )
+    return tensor
+
+
 def check_integers(name: str, value: object, shape: str, dims: int) -> Tensor:
     """An integer tensor with `dims` dimensions; `shape` is how the message writes them."""
     tensor = check_tensor(name, value)
@@ -63,14 +73,9 @@ def check_embeddings(
 
     Under autocast, tensors of two floating dtypes are both read in the wider one, which is exact.
     """
-    q = check_tensor("queries", queries)
-    c = check_tensor("candidates", candidates)
+    q, c = check_tensor("queries", queries), check_tensor("candidates", candidates)
     for name, tensor, shape in (("queries", q, "[N, D]"), ("candidates", c, "[M, D]")):
-        if tensor.dtype not in FLOAT_DTYPES:
-            raise TypeError(
-                f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; "
-                f"convert it with {name}.float()"
-            )
+        check_floats(name, tensor)
         if tensor.dim() != 2:
             raise ValueError(
                 f"{name} must have shape {shape}, got {tuple(tensor.shape)}; "
@@ -98,15 +103,16 @@ def check_embeddings(
     return q, c
 
 
-def check_finite(name: str, tensor: Tensor) -> None:
+def check_finite(
+    name: str,
+    tensor: Tensor,
+    mend: str = "; look at the encoder's output, or pass nan='propagate'",
+) -> None:
     """Raises for the first row that holds a NaN or an infinity. Reads the data."""
     finite = torch.isfinite(tensor).all(dim=1)
     if not bool(finite.all()):
         row = int(torch.nonzero(~finite)[0])
-        raise ValueError(
-            f"{name} must be finite, got NaN or infinity in row {row}; "
-            f"look at the encoder's output, or pass nan='propagate'"
-        )
+        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}{mend}")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -157,6 +163,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         allowed = ", ".join(repr(c) for c in choices)
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+
+
+def check_count(name: str, value: object, what: str = "an integer") -> int:
+    """An integer of 1 or more; `what` it is."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be {what} of 1 or more, got {value!r}")
+    return value
 
 
 def check_workspace(workspace_mb: float | None) -> float:

@@ -15,7 +15,7 @@ from ..ranks.blocks import rows_of
 from ..ranks.top_lists import top_lists
 from ..row_blocks import DEFAULT_WORKSPACE
 from ..uncompiled import uncompiled
-from ..validation import check_choice, check_number
+from ..validation import check_choice, check_count, check_number
 from .evaluate_ranks import evaluate_rows
 from .module import LossModule
 from .options import SharedOptions, prepare
@@ -94,8 +94,7 @@ def lambda_loss(
         >>> lambda_loss(q, c, DenseLevels(torch.eye(4, dtype=torch.int8) * 2), k=2).dim()
         0
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k must be a cut-off, an integer of 1 or more, got {k!r}")
+    check_count("k", k, "a cut-off, an integer")
     check_choice("scheme", scheme, ("lambdarank", "ndcg2", "ndcg2++"))
     weights = LambdaWeights(scheme, check_number("mu", mu))
     scale = check_number("sigma", sigma) / check_number("temperature", temperature)

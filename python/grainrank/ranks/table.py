@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .entries import rows_of_entries
+
 
 class PositiveRanks(NamedTuple):
     """The positives of all rows, row by row, and what stands above each.
@@ -39,8 +41,7 @@ class PositiveRanks(NamedTuple):
     @property
     def row(self) -> Tensor:
         """int64 `[P]`, the row of each positive."""
-        rows = torch.arange(len(self.indptr) - 1, device=self.indptr.device)
-        return torch.repeat_interleave(rows, self.indptr.diff(), output_size=len(self.indices))
+        return rows_of_entries(self.indptr, len(self.indices))
 
     def exact(self) -> PositiveRanks:
         """Exact ranks, for the metrics: of smooth ones those that were counted with them, with

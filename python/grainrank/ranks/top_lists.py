@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding_bag
 
 from ..levels import LevelSource
 from .blocks import level_counts, offsets, rank_blocks
+from .entries import entry_gradients
 
 _BYTES = 48  # of a pair in the block: similarity, order, levels, and running counts
 
@@ -76,31 +76,7 @@ class _TopLists(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *d: Tensor) -> tuple[Any, ...]:
         queries, candidates, indptr, indices = ctx.saved_tensors
-        d_similarity = d[4]
-        d_queries = d_candidates = None
-        if ctx.needs_input_grad[0]:
-            d_queries = _sums(candidates, indices, indptr, d_similarity)
-        if ctx.needs_input_grad[1]:
-            by_column = indices.argsort(stable=True)
-            row = torch.arange(len(queries), device=indices.device)
-            row = row.repeat_interleave(indptr.diff(), output_size=len(indices))
-            starts = offsets(torch.bincount(indices, minlength=len(candidates)))
-            d_candidates = _sums(queries, row[by_column], starts, d_similarity[by_column])
+        d_queries, d_candidates = entry_gradients(
+            queries, candidates, indptr, indices, d[4], ctx.needs_input_grad[:2]
+        )
         return d_queries, d_candidates, None, None, None
-
-
-def _sums(rows: Tensor, of_entry: Tensor, indptr: Tensor, weights: Tensor) -> Tensor:
-    """The sums of rows with weights over the entries of each list, `[lists, D]`.
-
-    Nothing of `[entries, D]` is stored, and there are no atomics: the same bits in every run.
-    """
-    if len(of_entry) == 0:
-        return rows.new_zeros(len(indptr) - 1, rows.shape[1])
-    return embedding_bag(
-        of_entry,
-        rows,
-        indptr,
-        mode="sum",
-        per_sample_weights=weights.contiguous(),
-        include_last_offset=True,
-    )

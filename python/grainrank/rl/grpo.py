@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..validation import (
-    FLOAT_DTYPES,
     INTEGER_DTYPES,
     accumulation_dtype,
     check_choice,
+    check_count,
+    check_floats,
     check_number,
     check_tensor,
 )
@@ -341,9 +342,7 @@ def _length(max_length: int | None, reduction: str) -> int:
         )
     if max_length is None:
         return 1
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1:
-        raise ValueError(f"max_length must be an integer of 1 or more, got {max_length!r}")
-    return max_length
+    return check_count("max_length", max_length)
 
 
 def _bounds(
@@ -363,12 +362,7 @@ def _bounds(
 
 def _floats(name: str, value: object, dims: tuple[int, ...] | None) -> Tensor:
     """A floating tensor in the dtype of sums; `dims`: how many dimensions it may have."""
-    tensor = check_tensor(name, value)
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; "
-            f"convert it with {name}.float()"
-        )
+    tensor = check_floats(name, value)
     if dims is not None and (tensor.dim() not in dims or 0 in tensor.shape):
         expected = " or ".join({1: "[N]", **_SHAPES}[d] for d in dims)
         raise ValueError(

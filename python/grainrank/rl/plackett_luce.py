@@ -8,23 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import embedding_bag
 
 from ..backends import Backend
-from ..levels import FalseNegativeMargin, LevelSource, SparseLevels, as_source
+from ..levels import LevelSource, SparseLevels
 from ..losses import level_statistics
 from ..ranks.blocks import offsets, rows_of
+from ..ranks.entries import entry_gradients, rows_of_entries
 from ..reference import EMPTY
 from ..uncompiled import uncompiled
 from ..validation import (
     MAX_LEVEL,
     accumulation_dtype,
+    check_count,
     check_device,
     check_embeddings,
     check_scale,
     check_tensor,
     check_workspace,
 )
+from .rollouts import check_fixed_levels
 
 _WORKSPACE_MB = 64.0
 _COLUMNS = 1024  # of a chunk, at least, while the workspace has room for a row of them
@@ -93,12 +95,11 @@ def sample_plackett_luce(
     """
     q, c = check_embeddings(queries, candidates)
     n, m = len(q), len(c)
-    for name, value in (("k", k), ("rollouts", rollouts)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of 1 or more, got {value!r}")
+    check_count("k", k)
+    check_count("rollouts", rollouts)
     if k > m:
         raise ValueError(f"k must be at most M = {m}, the number of candidates, got {k}")
-    source = _source(levels, n, m, q.device)
+    source = None if levels is None else check_fixed_levels(levels, n, m, q.device)
     scale = check_scale(temperature, None, q)
     workspace = (check_workspace(workspace_mb) or _WORKSPACE_MB) * 2**20
     q, c = (rows_of(x, accumulation_dtype(x.dtype), normalize) for x in (q, c))
@@ -220,7 +221,7 @@ def plackett_luce_log_prob(
     """
     q, c = check_embeddings(queries, candidates)
     n, m = len(q), len(c)
-    source = _source(levels, n, m, q.device)
+    source = None if levels is None else check_fixed_levels(levels, n, m, q.device)
     lists = _check_lists(lists, n, m, q.device)
     g, _, k = lists.shape
     scale = check_scale(temperature, None, q)
@@ -233,7 +234,7 @@ def plackett_luce_log_prob(
     sides = (rows_of(x, accumulation_dtype(x.dtype), normalize) for x in (q, c))
     z = _RowDots.apply(*sides, indptr, column) * scale  # type: ignore[no-untyped-call]  # [E]
     place = (first.cumsum(dim=1) - 1)[first]  # [E], within the row
-    row = torch.arange(n, device=q.device).repeat_interleave(indptr.diff())
+    row = rows_of_entries(indptr, len(column))
     union = z.new_full((n, width), EMPTY).index_put((row, place), z)  # [N, U]
     own = torch.empty_like(drawn).scatter_(1, order, first.cumsum(dim=1) - 1)
     own = own.view(n, g, k)  # where each list has its candidates in `union`
@@ -309,8 +310,8 @@ class _RowDots(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, c: Tensor, indptr: Tensor, column: Tensor) -> Tensor:
-        row = torch.arange(len(q), device=q.device).repeat_interleave(indptr.diff())
-        ctx.save_for_backward(q, c, indptr, row, column)
+        row = rows_of_entries(indptr, len(column))
+        ctx.save_for_backward(q, c, indptr, column)
         size = max(1, _PIECE // q.shape[1])
         pieces = zip(row.split(size), column.split(size), strict=True)
         return torch.cat([(q[i] * c[j]).sum(dim=1) for i, j in pieces])
@@ -318,35 +319,9 @@ class _RowDots(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-        q, c, indptr, row, column = ctx.saved_tensors
-        d_q = d_c = None
-        if ctx.needs_input_grad[0]:
-            d_q = _sums(c, column, indptr, d)
-        if ctx.needs_input_grad[1]:
-            by_column = column.argsort(stable=True)
-            starts = offsets(torch.bincount(column, minlength=len(c)))
-            d_c = _sums(q, row[by_column], starts, d[by_column])
+        q, c, indptr, column = ctx.saved_tensors
+        d_q, d_c = entry_gradients(q, c, indptr, column, d, ctx.needs_input_grad[:2])
         return d_q, d_c, None, None
-
-
-def _sums(rows: Tensor, of_entry: Tensor, indptr: Tensor, weights: Tensor) -> Tensor:
-    return embedding_bag(
-        of_entry, rows, indptr, mode="sum", per_sample_weights=weights.contiguous(),
-        include_last_offset=True,
-    )  # fmt: skip
-
-
-def _source(levels: LevelSource | None, n: int, m: int, device: torch.device) -> LevelSource | None:
-    if levels is None:
-        return None
-    source = as_source(levels)
-    if isinstance(source, FalseNegativeMargin):
-        raise ValueError(
-            "levels must not depend on the embeddings, got a false_negative_margin; "
-            "pass the level source that it was made from"
-        )
-    source.check(n, m, device)
-    return source
 
 
 def _check_lists(lists: object, n: int, m: int, device: torch.device) -> Tensor:

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 
-from ..validation import FLOAT_DTYPES, accumulation_dtype, check_device, check_number, check_tensor
+from ..validation import (
+    accumulation_dtype,
+    check_count,
+    check_device,
+    check_floats,
+    check_number,
+    check_tensor,
+)
 
 _ROUNDS = 256  # of rejection; one round accepts 2 of 3 at the least
 
@@ -247,19 +254,12 @@ def _normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | N
 
 
 def _count(rollouts: int) -> int:
-    if isinstance(rollouts, bool) or not isinstance(rollouts, int) or rollouts < 1:
-        raise ValueError(f"rollouts must be G, an integer of 1 or more, got {rollouts!r}")
-    return rollouts
+    return check_count("rollouts", rollouts, "G, an integer")
 
 
 def _embeddings(name: str, value: object) -> Tensor:
     """`[N, D]` in the dtype of sums."""
-    tensor = check_tensor(name, value)
-    if tensor.dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}; "
-            f"convert it with {name}.float()"
-        )
+    tensor = check_floats(name, value)
     if tensor.dim() != 2 or tensor.shape[1] == 0:
         raise ValueError(
             f"{name} must have shape [N, D] with D >= 1, got {list(tensor.shape)}; "

@@ -18,7 +18,7 @@ from ..levels import (
     as_source,
 )
 from ..losses import level_statistics
-from ..validation import FLOAT_DTYPES, check_embeddings, check_tensor
+from ..validation import FLOAT_DTYPES, check_embeddings, check_finite, check_tensor
 
 _CHUNK = 64 * 2**20  # bytes of ranks at a time
 
@@ -43,8 +43,8 @@ def check_rollouts(
         )
     _, c = check_embeddings(r[0], candidates)
     for g, rollout in enumerate(r):
-        _check_finite("rollouts", rollout, f" of rollout {g}; look at the policy's output")
-    _check_finite("candidates", c, "; look at the encoder's output")
+        check_finite("rollouts", rollout, f" of rollout {g}; look at the policy's output")
+    check_finite("candidates", c, "; look at the encoder's output")
     source = as_source(levels)
     if isinstance(source, FalseNegativeMargin) and source.reference is None:
         raise ValueError(
@@ -56,11 +56,18 @@ def check_rollouts(
     return r, c.detach(), source
 
 
-def _check_finite(name: str, rows: Tensor, where: str) -> None:
-    finite = torch.isfinite(rows).all(dim=1)
-    if not bool(finite.all()):
-        row = int(finite.int().argmin())
-        raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}{where}")
+def check_fixed_levels(
+    levels: LevelSource | None, num_queries: int, num_candidates: int, device: torch.device
+) -> LevelSource:
+    """The level source, which must be the same whatever the embeddings are."""
+    source = as_source(levels)
+    if isinstance(source, FalseNegativeMargin):
+        raise ValueError(
+            "levels must not depend on the embeddings, got a false_negative_margin; "
+            "pass the level source that it was made from"
+        )
+    source.check(num_queries, num_candidates, device)
+    return source
 
 
 def rows_of_levels(

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..levels import FalseNegativeMargin, LevelSource, as_source
+from ..levels import LevelSource
 from ..top_k import search
 from ..uncompiled import uncompiled
 from ..validation import check_embeddings, check_integers, check_length, check_workspace
+from .rollouts import check_fixed_levels
 
 _WORKSPACE_MB = 128.0
 _LEVEL_BYTES = 8  # of a pair in the row block: its level, and what makes it
@@ -294,13 +295,7 @@ def mine_hard_negatives(
     """
     q, c = check_embeddings(queries, candidates)
     n, m = len(q), len(c)
-    source = as_source(levels)
-    if isinstance(source, FalseNegativeMargin):
-        raise ValueError(
-            "levels must not depend on the embeddings, got a false_negative_margin; "
-            "pass the level source that it was made from"
-        )
-    source.check(n, m, q.device)
+    source = check_fixed_levels(levels, n, m, q.device)
     _integer("k", k, 1)
     if _integer("below", below, 1) > source.max_level + 1:
         raise ValueError(f"below must lie in 1..L + 1 = {source.max_level + 1}, got {below}")
