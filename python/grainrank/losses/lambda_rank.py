@@ -11,9 +11,8 @@ from ..batch import Batch
 from ..distributed.handshake import on_every_rank
 from ..heads.lambda_pairs import LambdaScheme, LambdaWeights, lambda_pairs
 from ..levels import LevelSource
-from ..ranks.blocks import rows_of
+from ..ranks.blocks import dense_operands
 from ..ranks.top_lists import top_lists
-from ..row_blocks import DEFAULT_WORKSPACE
 from ..uncompiled import uncompiled
 from ..validation import check_choice, check_count, check_number
 from .evaluate_ranks import evaluate_rows
@@ -107,11 +106,7 @@ def lambda_loss(
     gains = gains_of_levels(gain, problem)
 
     def of_rows(batch: Batch) -> tuple[Tensor, Tensor]:
-        q, c = (
-            rows_of(x, batch.dtype, batch.normalize)
-            for x in (batch.queries, batch._replace(arrival=None).all_candidates(batch.dtype))
-        )
-        workspace = batch.workspace_mb or DEFAULT_WORKSPACE / 2**20
+        q, c, workspace = dense_operands(batch)
         lists = top_lists(q, c, batch.levels, k, workspace)
         return lambda_pairs(lists, gains, k, weights, scale, workspace), lists.count
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 
+from ..batch import Batch
 from ..levels import LevelSource
+from ..row_blocks import DEFAULT_WORKSPACE
 from .passes import Positives
 
 
@@ -26,6 +28,13 @@ class RankBlock(NamedTuple):
 def rows_of(x: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
     """Embeddings as the products take them; differentiable."""
     return unit_rows(x.to(dtype), dim=1) if normalize else x.to(dtype)
+
+
+def dense_operands(batch: Batch) -> tuple[Tensor, Tensor, float]:
+    """Queries, all candidates and the workspace in MiB; no candidates of other ranks."""
+    whole = batch._replace(arrival=None).all_candidates(batch.dtype)
+    q, c = (rows_of(x, batch.dtype, batch.normalize) for x in (batch.queries, whole))
+    return q, c, batch.workspace_mb or DEFAULT_WORKSPACE / 2**20
 
 
 def rank_blocks(

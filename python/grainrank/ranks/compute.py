@@ -11,10 +11,9 @@ from torch.autograd.function import once_differentiable
 from .. import backends
 from ..batch import Batch
 from ..levels import Ceiled
-from ..row_blocks import DEFAULT_WORKSPACE
 from ..table_sets import Needs
 from ..top_k.rows import Rows
-from .blocks import rows_of
+from .blocks import dense_operands
 from .exact import exact_ranks
 from .passes import BlockPasses, TilePasses
 from .smooth import smooth_ranks
@@ -65,11 +64,7 @@ def smooth(batch: Batch, backend: str, step: Surrogate) -> PositiveRanks:
             batch.queries, batch.candidates, batch, backend, step
         )
         return PositiveRanks(*fields)
-    q, c = (
-        rows_of(x, batch.dtype, batch.normalize)
-        for x in (batch.queries, batch._replace(arrival=None).all_candidates(batch.dtype))
-    )
-    workspace = batch.workspace_mb or DEFAULT_WORKSPACE / 2**20
+    q, c, workspace = dense_operands(batch)
     with torch.autocast(q.device.type, enabled=False):
         return smooth_ranks(q, c, batch.levels, step, workspace)
 
