@@ -61,6 +61,11 @@ class LossModule(nn.Module):
         """The loss, of queries `[N, D]` and candidates `[M, D]`."""
         return type(self).function(queries, candidates, levels, **self._with(options))
 
+    @property
+    def has_scale(self) -> bool:
+        """Whether it was given a scale; else every call needs one."""
+        return any(getattr(self, name, None) is not None for name in _SCALES)
+
     def _with(self, options: dict[str, Any]) -> dict[str, Any]:
         """The module's options, and those of a call."""
         own = {name: getattr(self, name) for name in self._options}

@@ -1,0 +1,60 @@
+"""Tiny models with random weights; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers", reason="needs pip install '.[st]'")
+
+TOPICS = (
+    ("animal", "cat", "small cat"),
+    ("animal", "cat", "wild cat"),
+    ("animal", "dog", "old dog"),
+    ("animal", "dog", "guide dog"),
+    ("thing", "car", "red car"),
+    ("thing", "car", "race car"),
+    ("thing", "boat", "sail boat"),
+    ("thing", "boat", "row boat"),
+)
+#: A path of each topic, coarse to fine, `[8, 3]`.
+GRAINS = tuple((i // 4, i // 2, i) for i in range(len(TOPICS)))
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No hub, no bars, no talk."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.set_verbosity(before)
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformers folder; words are spelled letter by letter, with dropout."""
+    folder = tmp_path_factory.mktemp("bert")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
+    tokenizer = transformers.BertTokenizerFast({word: i for i, word in enumerate(words)})
+    torch.manual_seed(0)
+    model = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=32,
+            hidden_dropout_prob=0.1,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
