@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find python csrc kernels -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test native-test bench lint clean
+.PHONY: demo test native-test bench docs lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m grainrank demo
@@ -22,6 +22,11 @@ native-test:
 bench: $(VENV)/installed
 	mkdir -p build
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=build/bench.json
+
+# The pages of docs/ and the API reference, in build/docs.
+docs: $(VENV)/installed
+	$(PIP) install --quiet -c constraints.txt 'grainrank[docs]'
+	$(BIN)/mkdocs build --strict
 
 lint: $(VENV)/lint-tools
 	$(BIN)/ruff check .
@@ -42,7 +47,7 @@ $(VENV)/ready: constraints.txt
 # open_clip wants, is a build for another torch.
 $(VENV)/installed: $(VENV)/ready $(SOURCES)
 	GRAINRANK_STRICT=ON $(PIP) install --quiet -c constraints.txt '.[demo,eval,test,peers]'
-	$(PIP) install --quiet -c constraints.txt --no-deps open_clip_torch trl
+	$(PIP) install --quiet -c constraints.txt --no-deps open_clip_torch ftfy wcwidth trl
 	touch $@
 
 $(VENV)/lint-tools: $(VENV)/installed

@@ -7,6 +7,7 @@ import os
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,20 @@ def test_two_tower(capsys: pytest.CaptureFixture[str]) -> None:
     losses = train(steps=30, batch=128)
     assert losses[-1] < 0.5 * losses[0]
     assert "mean similarity by level 0" in capsys.readouterr().out
+
+
+def test_lightning_two_tower() -> None:
+    """The parameters, the temperature too, move, and the order of new pairs is better."""
+    pytest.importorskip("lightning", reason="needs pip install lightning")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    train = runpy.run_path(str(EXAMPLES / "lightning_two_tower.py"))["train"]
+    options = {"accelerator": "cpu", "enable_checkpointing": False, **quiet}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")  # on the number of workers
+        first = train(1, limit_train_batches=1, **options)
+        last = train(3, **options)
+    assert last["loss"] < 0.6 * first["loss"]
+    assert last["ndcg"] > first["ndcg"] + 0.2
 
 
 @pytest.mark.parametrize("data", ["emoji", "pictures"])

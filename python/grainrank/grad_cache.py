@@ -56,7 +56,7 @@ def cached_loss(
         >>> loss = cached_loss(
         ...     lambda batch: encoder(batch).unbind(1),  # queries [n, D] and candidates [n, D]
         ...     pairs.split(2),
-        ...     lambda q, c: grainrank.info_nce_loss(q, c, temperature=0.1),
+        ...     lambda q, c: info_nce_loss(q, c, temperature=0.1),
         ... )
         >>> loss.backward()
         >>> encoder.weight.grad.shape
