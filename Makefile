@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find python csrc kernels -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test native-test bench docs lint clean
+.PHONY: demo test test-oldest native-test bench docs lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m grainrank demo
@@ -13,6 +13,14 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest -m compiled
+
+# The adapters with the oldest libraries that they support.
+test-oldest:
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/pip install --quiet -c constraints-oldest.txt torch
+	build/oldest/bin/pip install --quiet -c constraints-oldest.txt '.[st]' lightning pillow pytest
+	build/oldest/bin/pip install --quiet -c constraints-oldest.txt --no-deps open_clip_torch ftfy wcwidth
+	build/oldest/bin/python -m pytest tests/integrations tests/test_grad_cache.py tests/test_evaluate_models.py
 
 native-test:
 	cmake -S . -B build/native -DGRAINRANK_NATIVE_TESTS=ON $(CMAKE_ARGS)
