@@ -253,6 +253,19 @@ def test_evaluator_equals_evaluate_embeddings_and_writes_a_line_each_time(model,
     assert float(lines[1]["ndcg@5[exp2]"]) == report.ndcg
 
 
+def test_a_static_embedding_has_no_mini_batches():
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    static = StaticEmbedding(tokenizer, embedding_dim=4)
+    model = st.SentenceTransformer(modules=[static], device="cpu")
+    assert MultiLevelRankingLoss(model, label=None)
+    with pytest.raises(ValueError, match="use the loss without Cached"):
+        CachedMultiLevelRankingLoss(model, label=None)
+
+
 def test_errors_name_the_mend(model):
     with pytest.raises(TypeError, match="loss must be a loss module of grainrank"):
         GradedLoss(model, torch.nn.MSELoss())

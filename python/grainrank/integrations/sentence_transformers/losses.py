@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from sentence_transformers.base.losses.gradcache import CachedLossMixin
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 from torch import Tensor, nn
 
 from ... import losses
@@ -129,7 +130,8 @@ class CachedGradedLoss(CachedLossMixin, GradedLoss):
         show_progress_bar: of the mini-batches.
 
     Raises:
-        TypeError, ValueError: as `GradedLoss`; sizes below 1.
+        TypeError, ValueError: as `GradedLoss`; sizes below 1; a model that begins with a
+            `StaticEmbedding`.
     """
 
     def __init__(
@@ -143,6 +145,11 @@ class CachedGradedLoss(CachedLossMixin, GradedLoss):
         **options: Any,
     ) -> None:
         super().__init__(model, loss, **options)
+        if isinstance(model, SentenceTransformer) and has_static_embedding_input(model):
+            raise ValueError(
+                "model must not begin with a StaticEmbedding, whose inputs cannot be cut into "
+                "mini-batches; use the loss without Cached, as these models need little memory"
+            )
         self.mini_batch_size = check_count("mini_batch_size", mini_batch_size)
         if mini_batch_num_tokens is not None:
             check_count("mini_batch_num_tokens", mini_batch_num_tokens)
