@@ -11,8 +11,8 @@ demo: $(VENV)/installed
 	$(BIN)/python -m grainrank demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -m compiled
+	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m compiled
 
 # The adapters with the oldest libraries that they support.
 test-oldest:
