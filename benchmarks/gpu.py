@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 import torch
 from providers import PREFIXES, TEMPERATURE, Step, eager, gradients
-from timing import interleave, ratio
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from grainrank import GrainKeys, info_nce_loss, multi_level_ranking_loss
+from grainrank.bench.timing import interleave, ratio
 from grainrank.machine import machine_header
 
 SIZES = [(n, d) for n in (8192, 16384, 32768, 65536) for d in (768, 4096)]

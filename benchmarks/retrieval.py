@@ -18,13 +18,15 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
-from peak_memory import measured_apart, peak_of
+from peak_memory import measured_apart
 from sklearn.neighbors import NearestNeighbors
-from timing import interleave, summary
+from timing import summary
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from grainrank import GrainKeys, search
+from grainrank.bench.memory import peak_of
+from grainrank.bench.timing import interleave
 from grainrank.evaluation import evaluate_embeddings
 from grainrank.machine import machine_header
 

@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peak_memory import measured_apart, peak_of
-from timing import interleave, summary
+from peak_memory import measured_apart
+from timing import summary
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from grainrank import GrainKeys
+from grainrank.bench.memory import peak_of
+from grainrank.bench.timing import interleave
 from grainrank.machine import machine_header
 from grainrank.rl import margin_reward, ranking_reward
 

@@ -1,37 +1,14 @@
-"""Timings as ratios: providers in one process, in turn, medians over the rounds."""
+"""What result files hold of timings: seconds of each round, and ratios."""
 
 from __future__ import annotations
 
-import random
 import statistics
-import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
+from grainrank.bench.timing import Providers, interleave, ratio
+
 ROUNDS = 7
-Providers = dict[str, Callable[[], Any]]
-
-
-def interleave(providers: Providers, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each provider in each round; one round more, not counted, goes first.
-
-    Each round has its own order: what ran before leaves caches and memory behind.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in providers}
-    order = list(providers.items())
-    shuffle = random.Random(0).shuffle
-    for _ in range(rounds + 1):
-        shuffle(order)
-        for name, run in order:
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in seconds.items()}
-
-
-def ratio(seconds: dict[str, list[float]], name: str, base: str) -> float:
-    return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
 
 
 def summary(seconds: dict[str, list[float]], name: str, base: str) -> dict[str, Any]:

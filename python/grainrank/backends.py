@@ -146,32 +146,50 @@ _GPU_ERRORS: dict[str, Callable[[str], str | None]] = {
 }
 
 
+def backend_error(backend: str, device_type: str) -> str | None:
+    """Why a backend cannot run on tensors of a device, and the mend; or None."""
+    if backend in _GPU_ERRORS:
+        return _GPU_ERRORS[backend](device_type)
+    if backend != "cpu":
+        return None
+    if device_type != "cpu":
+        return f"needs CPU tensors, got queries on {device_type}"
+    error = _native_error()
+    if error is None:
+        return None
+    return (
+        f"needs the native library, which did not load ({error}): reinstall grainrank with a C++ "
+        "compiler"
+    )
+
+
+def auto_backend(device_type: str) -> str:
+    """What `auto` means for a device, in silence."""
+    names = ("cpu",) if device_type == "cpu" else tuple(_GPU_ERRORS)
+    return next((name for name in names if backend_error(name, device_type) is None), "reference")
+
+
 @functools.cache
 def _pick(device_type: str) -> str:
     """What `auto` means for a device; says so once."""
-    if device_type != "cpu":
-        reasons = []
-        for name, error_of in _GPU_ERRORS.items():
-            error = error_of(device_type)
-            if error is None:
-                logger.info("backend: auto picked %s for %s tensors", name, device_type)
-                return name
-            reasons.append(f"{name} {error}")
-        logger.warning(
-            "backend: auto picked reference, which stores the N x M matrix: %s", "; ".join(reasons)
-        )
-        return "reference"
-    error = _native_error()
-    if error is not None:
+    name = auto_backend(device_type)
+    if name == "cpu":
+        cpu = importlib.import_module("grainrank.cpu")
+        logger.info("backend: auto picked cpu (%s) for cpu tensors", cpu.instruction_sets()[0])
+    elif name != "reference":
+        logger.info("backend: auto picked %s for %s tensors", name, device_type)
+    elif device_type == "cpu":
         logger.warning(
             "backend: auto picked reference, which stores the N x M matrix: "
             "the native library did not load (%s)",
-            error,
+            _native_error(),
         )
-        return "reference"
-    cpu = importlib.import_module("grainrank.cpu")
-    logger.info("backend: auto picked cpu (%s) for cpu tensors", cpu.instruction_sets()[0])
-    return "cpu"
+    else:
+        reasons = (f"{name} {error_of(device_type)}" for name, error_of in _GPU_ERRORS.items())
+        logger.warning(
+            "backend: auto picked reference, which stores the N x M matrix: %s", "; ".join(reasons)
+        )
+    return name
 
 
 def resolve(backend: str, device: torch.device) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 Headings = Sequence[str]
@@ -16,6 +18,46 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
     return value
+
+
+def counted(number: int, name: str) -> str:
+    """`1 thread`, `2 threads`."""
+    return f"{number:,} {name}{'' if number == 1 else 's'}"
+
+
+def terminal_width(most: int = 100) -> int:
+    """Columns of the terminal, `most` at most and where there is none."""
+    if not sys.stdout.isatty():
+        return most
+    return min(most, shutil.get_terminal_size((most, 24)).columns)
+
+
+def show_pairs(
+    pairs: Sequence[tuple[str, str]], width: int, style: Callable[[str], str] = lambda value: ""
+) -> None:
+    """Prints names and values, the values wrapped; `style`: rich's, of a value on a terminal."""
+    first = max(len(name) for name, _ in pairs) + 2
+    write = _rich_writer() or (lambda name, value, style: print(name + value))
+    for name, value in pairs:
+        # Names and addresses to copy stay in one piece.
+        lines = textwrap.wrap(value, width - first, break_long_words=False, break_on_hyphens=False)
+        for i, line in enumerate(lines or [""]):
+            write((name if i == 0 else "").ljust(first), line, style(value))
+
+
+def _rich_writer() -> Callable[[str, str, str], object] | None:
+    """Writes a name in bold and a value in its style; None: no terminal, or no rich."""
+    if not sys.stdout.isatty():
+        return None
+    try:
+        from rich.console import Console
+        from rich.text import Text
+    except ModuleNotFoundError:
+        return None
+    console = Console()
+    return lambda name, value, style: console.print(
+        Text.assemble((name, "bold"), (value, style)), soft_wrap=True
+    )
 
 
 def columns(headings: Headings, rows: Cells) -> str:

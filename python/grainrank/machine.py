@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import os
 import platform
 from pathlib import Path
@@ -25,6 +26,26 @@ def machine_header() -> dict[str, Any]:
         "grainrank": __version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def instruction_sets() -> list[str]:
+    """Of the native library on this machine, the best first; none where it did not load."""
+    try:
+        cpu = importlib.import_module("grainrank.cpu")
+    except ImportError:
+        return []
+    return list(cpu.instruction_sets())
+
+
+def gpus() -> list[dict[str, Any]]:
+    """Name, bytes of memory and capability of each GPU that PyTorch sees."""
+    if not torch.cuda.is_available():
+        return []
+    seen = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+    return [
+        {"name": x.name, "memory": x.total_memory, "capability": f"{x.major}.{x.minor}"}
+        for x in seen
+    ]
 
 
 def _cpu_model() -> str:

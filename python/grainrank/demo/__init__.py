@@ -1,1 +1,1 @@
-"""The main job: train one text encoder with two losses and look where its wrong answers land."""
+"""The main job: train one small model with two losses and look where its wrong answers land."""

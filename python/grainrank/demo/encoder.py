@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .text import BUCKETS, Bags
 
-_GLOBAL_RANDOM_STATE = threading.Lock()  # runs that train side by side share it
+GLOBAL_RANDOM_STATE = threading.Lock()  # runs that train side by side share it
 
 
 class Encoder(nn.Module):
@@ -32,6 +32,6 @@ class Encoder(nn.Module):
 
 def make_encoder(seed: int) -> Encoder:
     """The same initial weights for every loss; the global random state stays as it was."""
-    with _GLOBAL_RANDOM_STATE, torch.random.fork_rng(devices=[]):
+    with GLOBAL_RANDOM_STATE, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder()

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..data.icd10 import Icd10
 from .runs import Run
+from .task import Task
 
 SPLIT, SEED, COUNT, TOP = "test_seen", 0, 10, 5
 RULE = (
@@ -17,17 +17,17 @@ RULE = (
 )
 
 
-def examples(data: Icd10, runs: Sequence[Run]) -> list[dict[str, Any]]:
+def examples(task: Task, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The drawn queries with the five best candidates of every method."""
-    queries = data.queries[SPLIT]
+    queries = task.queries[SPLIT]
     kept = (~queries.near_duplicate).nonzero().flatten()
     drawn = torch.randperm(len(kept), generator=torch.Generator().manual_seed(SEED))[:COUNT]
     first = {run.method.key: run for run in reversed(runs)}  # of several seeds the first one stays
     return [
         {
             "query": queries.texts[row],
-            "target": _candidate(data, int(queries.targets[row])),
-            "top": {run.method.key: _top(data, run, row) for run in reversed(first.values())},
+            "target": task.candidate(int(queries.targets[row])),
+            "top": {run.method.key: _top(task, run, row) for run in reversed(first.values())},
         }
         for row in kept[drawn].tolist()
     ]
@@ -51,15 +51,11 @@ def examples_text(found: Sequence[dict[str, Any]], labels: dict[str, str]) -> st
     return "\n".join(lines)
 
 
-def _candidate(data: Icd10, index: int) -> dict[str, Any]:
-    return {"code": data.codes[index], "description": data.candidates[index]}
-
-
-def _top(data: Icd10, run: Run, row: int) -> list[dict[str, Any]]:
+def _top(task: Task, run: Run, row: int) -> list[dict[str, Any]]:
     ranking = run.rankings[SPLIT]
-    names = ("nothing", *data.grain_names)
+    names = ("nothing", *task.grain_names)
     return [
-        {**_candidate(data, index), "shares": names[level]}
+        {**task.candidate(index), "shares": names[level]}
         for index, level in zip(
             ranking.indices[row, :TOP].tolist(), ranking.levels[row, :TOP].tolist(), strict=True
         )

@@ -32,6 +32,7 @@ class Recipe:
     loss: Literal["infonce", "multi_level"]
     temperature: float
     epochs: int
+    level_weights: tuple[float, ...] | None = None  # coarse to fine; None: the loss's own
 
 
 @dataclass(frozen=True)

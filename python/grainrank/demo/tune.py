@@ -7,22 +7,22 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.icd10 import Icd10
 from .metrics import NDCG, Ranking, summarise
 from .recipes import Method
 from .runs import Run
+from .task import Task
 
 SPLITS = ("validation_seen", "validation_unseen")
 _COLUMNS = ("recall@1", "recall@10", NDCG)
 
 
-def tuning_table(data: Icd10, methods: Sequence[Method], runs: Sequence[Run]) -> str:
+def tuning_table(task: Task, methods: Sequence[Method], runs: Sequence[Run]) -> str:
     """Percentages over both validation splits together, mean +- standard deviation over seeds."""
     width = max(len(method.label) for method in methods)
     lines = [" ".join([" " * width, *(column.rjust(16) for column in _COLUMNS)])]
     for method in methods:
         summaries = [
-            summarise(_validation(data, run), data.grain_names)
+            summarise(_validation(task, run), task.grain_names)
             for run in runs
             if run.method.key == method.key
         ]
@@ -31,8 +31,8 @@ def tuning_table(data: Icd10, methods: Sequence[Method], runs: Sequence[Run]) ->
     return "\n".join(lines)
 
 
-def _validation(data: Icd10, run: Run) -> Ranking:
-    kept = [run.rankings[name].select(~data.queries[name].near_duplicate) for name in SPLITS]
+def _validation(task: Task, run: Run) -> Ranking:
+    kept = [run.rankings[name].select(~task.queries[name].near_duplicate) for name in SPLITS]
     return Ranking(
         indices=torch.cat([r.indices for r in kept]),
         levels=torch.cat([r.levels for r in kept]),

@@ -60,7 +60,7 @@ class GradedLoss(nn.Module):
         >>> loss = GradedLoss(torch.nn.Identity(), grainrank.CoSENTLoss(temperature=0.05))
         >>> pairs = [torch.eye(4), torch.eye(4)]
         >>> loss.compute_loss_from_embeddings(pairs, torch.tensor([[0, 0], [0, 1], [1, 2], [1, 2]]))
-        tensor(1.8946)
+        tensor(3.6109)
     """
 
     def __init__(

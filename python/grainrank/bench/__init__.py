@@ -1,0 +1,1 @@
+"""The `bench` subcommand: one training step of a loss and of its alternatives, on this machine."""

@@ -1,0 +1,1 @@
+"""The `info` subcommand: what is installed here, and what runs."""

@@ -1,0 +1,1 @@
+"""The `plot` subcommand: the picture of a JSON file that another subcommand wrote."""
