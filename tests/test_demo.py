@@ -255,6 +255,11 @@ def test_wrong_arguments_end_with_code_two(arguments, capsys):
     assert "usage: grainrank" in capsys.readouterr().err
 
 
+def test_tuning_has_no_json(small, capsys):
+    assert main(["demo", "--tune", "--json"]) == 2
+    assert "leave out --json" in capsys.readouterr().err
+
+
 def test_rank_zero_alone_shows_progress(monkeypatch, capsys):
     from grainrank.demo import progress
 

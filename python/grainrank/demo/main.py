@@ -39,7 +39,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-results"), metavar="DIR",
                         help="folder for results.json, the picture and the examples")  # fmt: skip
     parser.add_argument("--quick", action="store_true",
-                        help=f"{QUICK_SEEDS} seed and fewer epochs")  # fmt: skip
+                        help=f"{QUICK_SEEDS} seed and fewer epochs: too few to tell the losses of "
+                        "emoji apart")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print results.json, not the table")
     parser.add_argument("--tune", action="store_true",
                         help="instead, compare temperatures on the validation queries")  # fmt: skip
@@ -49,6 +50,9 @@ def add_parser(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exit code of `python -m grainrank demo`."""
     start = time.monotonic()
+    if arguments.tune and arguments.json:
+        print("grainrank demo: --tune prints a table; leave out --json", file=sys.stderr)
+        return 2
     try:
         task = _load(arguments.data)
     except (ModuleNotFoundError, RuntimeError) as error:
