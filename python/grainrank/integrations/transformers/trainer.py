@@ -34,8 +34,8 @@ class GradedTrainer(Trainer):
     Args:
         args: as `Trainer`'s, and everything else that it takes.
         loss: a loss module of grainrank. Without a scale of its own it takes the model's
-            (`model.logit_scale.exp()`, as CLIP's); a parameter of the loss is trained with the
-            model.
+            (`model.logit_scale.exp()`, as CLIP's). A parameter of the loss is trained with the
+            model, on one process, and is not in its checkpoints.
         label: what the batch's `labels` `[N, ...]` are: `"grains"` (default), K integers for each
             pair, coarse to fine, a negative one is unknown; `"grades"`, the relevance of the
             query's own candidates, 0 to max_level, -1: ignored; None: no labels, candidate i
