@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import save_bert
 from torch import Tensor
 
 from grainrank import GrainKeys, SparseLevels
@@ -63,26 +64,9 @@ def evaluate(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformers folder; words are spelled letter by letter."""
+    """A transformers folder; words are spelled letter by letter, and far apart."""
     folder = tmp_path_factory.mktemp("bert")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
-    tokenizer = transformers.BertTokenizerFast({word: i for i, word in enumerate(words)})
-    torch.manual_seed(0)
-    model = transformers.BertModel(
-        transformers.BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=24,
-        )
-    )
-    with torch.no_grad():
-        model.embeddings.word_embeddings.weight.mul_(50)  # else all texts are much alike
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_bert(folder, spread=50, max_position_embeddings=24)
     return folder
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from tiny_models import save_bert
 
 transformers = pytest.importorskip("transformers", reason="needs pip install '.[st]'")
 
@@ -38,23 +38,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformers folder; words are spelled letter by letter, with dropout."""
+    """A transformers folder; its dropout is the library's 0.1."""
     folder = tmp_path_factory.mktemp("bert")
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
-    tokenizer = transformers.BertTokenizerFast({word: i for i, word in enumerate(words)})
-    torch.manual_seed(0)
-    model = transformers.BertModel(
-        transformers.BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=32,
-            hidden_dropout_prob=0.1,
-        )
-    )
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_bert(folder)
     return folder

@@ -1,0 +1,36 @@
+"""Models with random weights, in folders: nothing is downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+DIM = 16
+
+
+def save_bert(folder: Path, *, spread: float = 1.0, max_position_embeddings: int = 32) -> None:
+    """A transformers folder; words are spelled letter by letter.
+
+    `spread` multiplies the embeddings of the letters: of 1, all texts are much alike.
+    """
+    import transformers
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{x}" for x in letters)]
+    tokenizer = transformers.BertTokenizerFast({word: i for i, word in enumerate(words)})
+    torch.manual_seed(0)
+    model = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=len(words),
+            hidden_size=DIM,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=max_position_embeddings,
+        )
+    )
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.mul_(spread)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
