@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from grainrank import GrainKeys, info_nce_loss, multi_level_ranking_loss
+from grainrank.bench.memory import peak_on_gpu
 from grainrank.bench.timing import interleave, ratio
 from grainrank.machine import machine_header
 
@@ -101,14 +102,7 @@ def check(
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    return peak_on_gpu(run) if device.type == "cuda" else 0
 
 
 def measure(

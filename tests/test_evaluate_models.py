@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import save_bert
+from tiny_models import offline, save_bert
 from torch import Tensor
 
 from grainrank import GrainKeys, SparseLevels
@@ -32,15 +32,10 @@ Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No hub, and no talk of torchvision's absence."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.set_verbosity(before)
+    with offline(monkeypatch):
+        yield
 
 
 @pytest.fixture

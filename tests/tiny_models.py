@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 
 DIM = 16
+
+
+@contextlib.contextmanager
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No hub, no bars and no warnings of transformers."""
+    import transformers
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.set_verbosity(before)
 
 
 def save_bert(folder: Path, *, spread: float = 1.0, max_position_embeddings: int = 32) -> None:

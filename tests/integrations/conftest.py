@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_models import save_bert
+from tiny_models import offline, save_bert
 
 transformers = pytest.importorskip("transformers", reason="needs pip install '.[st]'")
 
@@ -27,13 +27,8 @@ GRAINS = tuple((i // 4, i // 2, i) for i in range(len(TOPICS)))
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No hub, no bars, no talk."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    yield
-    transformers.logging.set_verbosity(before)
+    with offline(monkeypatch):
+        yield
 
 
 @pytest.fixture(scope="session")

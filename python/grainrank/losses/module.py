@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..levels import LevelSource
 from .options import ScaledOptions
 
-_SCALES = ("temperature", "logit_scale", "level_temperatures")
+#: The options that scale the logits; exactly one of them.
+SCALES = ("temperature", "logit_scale", "level_temperatures")
 
 
 class LossModule(nn.Module):
@@ -40,7 +41,7 @@ class LossModule(nn.Module):
                 raise TypeError(
                     f"{type(self).__name__} has no option {name!r}; it has {', '.join(allowed)}"
                 )
-        given = [name for name in _SCALES if options.get(name) is not None]
+        given = [name for name in SCALES if options.get(name) is not None]
         if len(given) > 1:
             raise ValueError(
                 f"exactly one of temperature and logit_scale must be given, got both "
@@ -64,13 +65,13 @@ class LossModule(nn.Module):
     @property
     def has_scale(self) -> bool:
         """Whether it was given a scale; else every call needs one."""
-        return any(getattr(self, name, None) is not None for name in _SCALES)
+        return any(getattr(self, name, None) is not None for name in SCALES)
 
     def _with(self, options: dict[str, Any]) -> dict[str, Any]:
         """The module's options, and those of a call."""
         own = {name: getattr(self, name) for name in self._options}
-        if any(name in options for name in _SCALES):
-            own = {name: value for name, value in own.items() if name not in _SCALES}
+        if any(name in options for name in SCALES):
+            own = {name: value for name, value in own.items() if name not in SCALES}
         return own | options
 
     def extra_repr(self) -> str:

@@ -12,7 +12,7 @@ from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_sta
 from torch import Tensor, nn
 
 from ... import losses
-from ...losses.module import LossModule
+from ...losses.module import SCALES, LossModule
 from ...validation import check_count
 from ..loss_modules import check_learned, check_loss, world_group
 from ..pair_labels import Label, PairLabels
@@ -269,8 +269,7 @@ class CachedMultiLevelRankingLoss(CachedGradedLoss):
 
 def _multi_level(options: dict[str, Any]) -> losses.MultiLevelRankingLoss:
     """With this library's usual temperature where the options have no scale."""
-    scales = ("temperature", "logit_scale", "level_temperatures")
-    default = {} if any(name in options for name in scales) else {"temperature": _TEMPERATURE}
+    default = {} if any(name in options for name in SCALES) else {"temperature": _TEMPERATURE}
     return losses.MultiLevelRankingLoss(**default, **options)
 
 
