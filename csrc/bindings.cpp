@@ -98,7 +98,8 @@ void define_arguments(py::module_& m, const std::string& suffix) {
         .def(py::init([](Address similarities, int64_t rows, int64_t columns, int64_t row_stride,
                          int64_t first_row, double scale, Address row_factors,
                          Address column_factors, bool circle, double circle_margin,
-                         const CeilingArgs<T>& ceilings, int num_threads) {
+                         const CeilingArgs<T>& ceilings, bool narrow, Address dots,
+                         int num_threads) {
                  return Block<T>{at<T*>(similarities),
                                  rows,
                                  columns,
@@ -110,12 +111,14 @@ void define_arguments(py::module_& m, const std::string& suffix) {
                                  circle,
                                  static_cast<T>(circle_margin),
                                  ceilings,
+                                 narrow,
+                                 at<T*>(dots),
                                  num_threads};
              }),
              py::kw_only(), py::arg("similarities"), py::arg("rows"), py::arg("columns"),
              py::arg("row_stride"), py::arg("first_row"), py::arg("scale"), py::arg("row_factors"),
              py::arg("column_factors"), py::arg("circle"), py::arg("circle_margin"),
-             py::arg("ceilings"), py::arg("num_threads"));
+             py::arg("ceilings"), py::arg("narrow"), py::arg("dots"), py::arg("num_threads"));
     py::class_<Tables<T>>(m, ("Tables_" + suffix).c_str())
         .def(py::init([](Address lse, Address total, Address count, Address neg_lse,
                          Address highest, Address lowest, Address highest_at, Address lowest_at) {
@@ -410,6 +413,29 @@ void define_passes(py::module_& m, const std::string& suffix) {
           py::arg("instruction_set"), py::arg("name"), py::arg("x"), py::arg("y"), py::arg("n"));
 }
 
+void define_products(py::module_& m) {
+    py::class_<Bf16Matrix>(m, "Bf16Matrix")
+        .def(py::init([](Address values, int64_t row_stride, int64_t column_stride) {
+            return Bf16Matrix{at<const uint16_t*>(values), row_stride, column_stride};
+        }));
+    m.def("has_bf16_product",
+          [](const std::string& set) { return find(set).bf16_product != nullptr; });
+    m.def(
+        "bf16_product",
+        [](const std::string& set, const Bf16Matrix& a, const Bf16Matrix& b, int64_t rows,
+           int64_t columns, int64_t depth, Address out, int64_t out_stride, bool add,
+           int num_threads) {
+            const Bf16Product run = find(set).bf16_product;
+            const Bf16ProductArgs in{a,          b,   rows,       columns, depth, at<float*>(out),
+                                     out_stride, add, num_threads};
+            py::gil_scoped_release release;
+            return static_cast<int>(run(in));
+        },
+        py::arg("instruction_set"), py::arg("a"), py::arg("b"), py::kw_only(), py::arg("rows"),
+        py::arg("columns"), py::arg("depth"), py::arg("out"), py::arg("out_stride"), py::arg("add"),
+        py::arg("num_threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -430,6 +456,7 @@ PYBIND11_MODULE(_native, m) {
     define_exact_passes<double>(m);
     define_passes<float>(m, "f32");
     define_passes<double>(m, "f64");
+    define_products(m);
     m.attr("MOMENT_ROWS") = kMomentRows;
     m.attr("NOT_COUNTED") = kNotCounted;
     m.attr("PACKED_PADDING") = kPackedPadding;

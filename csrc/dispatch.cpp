@@ -22,6 +22,10 @@ namespace scalar {
 InstructionSet instruction_set();
 }
 
+#if GRAINRANK_HAS_AVX512_BF16
+Bf16Product bf16_product();
+#endif
+
 namespace {
 
 struct Sets {
@@ -32,7 +36,7 @@ struct Sets {
 #if GRAINRANK_HAS_AVX512
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-            items[size++] = avx512::instruction_set();
+            add_avx512();
 #endif
 #if GRAINRANK_HAS_AVX2
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
@@ -43,6 +47,20 @@ struct Sets {
 #endif
         items[size++] = scalar::instruction_set();
     }
+
+#if GRAINRANK_HAS_AVX512
+    // With products of bfloat16 it is a set of its own.
+    void add_avx512() {
+#if GRAINRANK_HAS_AVX512_BF16
+        if (__builtin_cpu_supports("avx512bf16")) {
+            items[size] = avx512::instruction_set();
+            items[size].name = "avx512_bf16";
+            items[size++].bf16_product = bf16_product();
+        }
+#endif
+        items[size++] = avx512::instruction_set();
+    }
+#endif
 };
 
 }  // namespace

@@ -107,8 +107,8 @@ GRAINRANK_INLINE typename Lanes<T>::Float exponential(typename Lanes<T>::Float x
     const Float p = reduced_exponential<T>(x, shifted);
     const Integer power = V::bits(shifted) - V::bits(V::splat(C::kRound));
     const Integer half = power >> 1;
-    const Float first = V::from_bits((half + C::kBias) << C::kMantissaBits);
-    const Float second = V::from_bits((power - half + C::kBias) << C::kMantissaBits);
+    const Float first = V::from_shifted_bits(half + C::kBias, C::kMantissaBits);
+    const Float second = V::from_shifted_bits(power - half + C::kBias, C::kMantissaBits);
     return p * first * second;
 }
 
@@ -124,7 +124,7 @@ GRAINRANK_INLINE typename Lanes<T>::Float probability(typename Lanes<T>::Float x
     Float shifted;
     const Float p = reduced_exponential<T>(x, shifted);
     // kRound's own bits leave on the left.
-    return p * V::from_bits((V::bits(shifted) + C::kBias) << C::kMantissaBits);
+    return p * V::from_shifted_bits(V::bits(shifted) + C::kBias, C::kMantissaBits);
 }
 
 // log(1 + u) for 0 <= u <= 1: 2 atanh(w) with w = u / (2 + u) <= 1/3, whose series needs one term

@@ -123,11 +123,13 @@ struct GradientPass {
     const GradientArgs<T>& in;
 };
 
-// The similarities are the logits but for the scale, and there is one channel: in place.
+// The similarities are the logits but for the scale, and there is one channel.
 template <class T, bool kFull, int kLevels, bool kColumns>
 bool plain_gradient_row(const GradientPass<T>& pass, int64_t r) {
     const Block<T>& block = pass.block;
+    T scratch[kChunk], apart[kChunk];
     ChunkLevels chunk;
+    T sum = T(0);
     const PairGradients<T, kFull, kLevels> pairs(*pass.in.channels, pass.levels.max_level, r);
     T* values = block.similarities + r * block.row_stride;
     for (int64_t begin = 0; begin < block.columns; begin += kChunk) {
@@ -136,9 +138,13 @@ bool plain_gradient_row(const GradientPass<T>& pass, int64_t r) {
         if (!row_levels(pass.levels, block.first_row + r, begin, n, block.columns, chunk))
             return false;
         const PairLevels levels{chunk.level, chunk.level, chunk.mixed};
-        gradient_chunk<T, kFull, kLevels, kColumns>(pairs, block.scale, levels, values + begin,
-                                                    values + begin, begin, n);
+        const T* s = similarities(block, r, begin, n, scratch);
+        T* g = block.narrow ? apart : values + begin;
+        gradient_chunk<T, kFull, kLevels, kColumns>(pairs, block.scale, levels, s, g, begin, n);
+        if (block.dots) sum += dot(g, s, n);
+        write_gradients(block, r, begin, n, g);
     }
+    if (block.dots) block.dots[r] = sum;
     return true;
 }
 
@@ -161,10 +167,9 @@ bool general_gradient_row(const GradientPass<T>& pass, int64_t r) {
     T scratch[kChunk], scaled[kChunk], z[kChunk], g[kChunk], sum[kChunk];
     ChunkLevels chunk;
     alignas(64) int32_t column_level[kChunk + kPadding];
-    T* values = block.similarities + r * block.row_stride;
     T* column_moments =
         in.column_moments ? in.column_moments + r / kMomentRows * block.columns : nullptr;
-    T row_moment = T(0);
+    T row_moment = T(0), row_dot = T(0);
     for (int c = 0; c < in.num_channels; ++c)
         if (T* moments = in.channels[c].moments)
             for (int l = 0; l < count; ++l) moments[r * count + l] = T(0);
@@ -199,15 +204,13 @@ bool general_gradient_row(const GradientPass<T>& pass, int64_t r) {
                 for (int64_t j = 0; j < n; ++j) sum[j] += g[j];
         }
         if (in.row_moments) row_moment += dot(sum, scaled, n);
+        if (block.dots) row_dot += dot(sum, s, n);
         if (column_moments)
             for (int64_t j = 0; j < n; ++j) column_moments[begin + j] += sum[j] * scaled[j];
-        if (block.row_factors) {
-            const T row = block.row_factors[r];
-            for (int64_t j = 0; j < n; ++j) sum[j] *= row * block.column_factors[begin + j];
-        }
-        memcpy(values + begin, sum, n * sizeof(T));
+        write_gradients(block, r, begin, n, sum);
     }
     if (in.row_moments) in.row_moments[r] = row_moment;
+    if (block.dots) block.dots[r] = row_dot;
     return true;
 }
 

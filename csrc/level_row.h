@@ -12,6 +12,8 @@ namespace GRAINRANK_ISA {
 // Columns handled at a time: logits and levels of a chunk stay in the first-level cache.
 constexpr int64_t kChunk = 1024;
 constexpr int64_t kPadding = 64;  // at least the width of a vector
+// Where one level in so many is not 0, testing each vector for "all 0" costs more than it saves.
+constexpr int64_t kMixed = GRAINRANK_VECTOR_BYTES;
 
 // The levels of a chunk, one a 32-bit lane, then -1 up to the padding.
 struct ChunkLevels {
@@ -186,7 +188,7 @@ inline bool row_levels(const LevelArgs& args, int64_t i, int64_t begin, int64_t 
         for (int64_t j = 0; j < n; ++j) out.level[j] = excluded(out.level[j], id, ids[j]);
     }
     for (int64_t j = n; j < n + kPadding; ++j) out.level[j] = -1;
-    out.mixed = not_zero * 16 > n;
+    out.mixed = not_zero * kMixed > n;
     return valid;
 }
 

@@ -7,10 +7,10 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
-// The block's similarities are logits but for the scale.
+// The similarities are logits but for the scale.
 template <class T>
 bool is_plain(const Block<T>& block) {
-    return !block.row_factors && !block.circle && !block.ceilings.rows && !block.ceilings.columns;
+    return !block.circle && !block.ceilings.rows && !block.ceilings.columns;
 }
 
 // s of row r, columns begin .. begin + n: the block's own memory where nothing has to be done.
@@ -65,6 +65,34 @@ void apply_ceiling(const Block<T>& block, bool by_column, int64_t r, int64_t beg
             ceilings.query_ids && ceilings.query_ids[i] == ceilings.candidate_ids[begin + j];
         level[j] = grainrank::GRAINRANK_ISA::under_ceiling(level[j], similarity, ceiling, kept);
     }
+}
+
+// To bfloat16; `out` may begin where x does.
+inline void narrow(const float* x, uint16_t* out, int64_t n) {
+    using V = Lanes<float>;
+    int64_t j = 0;
+    for (; j + V::kWidth <= n; j += V::kWidth) V::store_bf16(out + j, V::load(x + j));
+    if (j == n) return;
+    float tail[V::kWidth] = {};
+    uint16_t words[V::kWidth];
+    memcpy(tail, x + j, (n - j) * sizeof(float));
+    V::store_bf16(words, V::load(tail));
+    memcpy(out + j, words, (n - j) * sizeof(uint16_t));
+}
+inline void narrow(const double*, uint16_t*, int64_t) {}
+
+// The gradients of `scale * s`, of row r, columns begin .. begin + n, become those of the product.
+template <class T>
+void write_gradients(const Block<T>& block, int64_t r, int64_t begin, int64_t n, T* g) {
+    if (block.row_factors) {
+        const T row = block.row_factors[r];
+        for (int64_t j = 0; j < n; ++j) g[j] *= row * block.column_factors[begin + j];
+    }
+    T* out = block.similarities + r * block.row_stride;
+    if (block.narrow)
+        narrow(g, reinterpret_cast<uint16_t*>(out) + begin, n);
+    else if (g != out + begin)
+        memcpy(out + begin, g, n * sizeof(T));
 }
 
 }  // namespace GRAINRANK_ISA

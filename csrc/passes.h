@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "bf16_product.h"
 #include "level_args.h"
 #include "rank_args.h"
 
@@ -42,6 +43,10 @@ struct Block {
     bool circle;
     T circle_margin;  // m
     CeilingArgs<T> ceilings;
+    // Gradients are written as bfloat16, from the beginning of the row's memory on; `dots` [R] are
+    // the sums of G * s before, which is the gradient of the scale.
+    bool narrow;
+    T* dots;  // or null
     int num_threads;
 };
 
@@ -179,6 +184,7 @@ struct InstructionSet {
     const char* name;
     Passes<float> f32;
     Passes<double> f64;
+    Bf16Product bf16_product;  // or null
 };
 
 // Every instruction set of this build, the best that this machine runs first.

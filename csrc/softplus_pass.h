@@ -34,7 +34,7 @@ bool softplus_row(const SoftplusPass<T>& pass, int64_t r) {
     const SoftplusArgs<T>& in = pass.in;
     const int count = pass.levels.max_level + 1;
     const T* thresholds = in.thresholds + r * in.threshold_stride;
-    T value[kMaxLevels] = {}, slope[kMaxLevels] = {};
+    T value[kMaxLevels] = {}, slope[kMaxLevels] = {}, sum = T(0);
     alignas(64) T z[kChunk + kPadding];
     T scratch[kChunk];
     ChunkLevels chunk;
@@ -86,11 +86,13 @@ bool softplus_row(const SoftplusPass<T>& pass, int64_t r) {
         }
         if (in.weights) {
             through_logits(block, in.factors, s, chunk.level, n, z);
-            memcpy(block.similarities + r * block.row_stride + begin, z, n * sizeof(T));
+            if (block.dots) sum += dot(z, s, n);
+            write_gradients(block, r, begin, n, z);
         }
     }
     memcpy(in.value + r * count, value, count * sizeof(T));
     memcpy(in.slope + r * count, slope, count * sizeof(T));
+    if (in.weights && block.dots) block.dots[r] = sum;
     return true;
 }
 

@@ -122,9 +122,9 @@ class LevelTables {
             const Integer level = V::load_levels(levels + s * stride);
             for (int l = 0; l < size(); ++l) {
                 const auto here = level == V::splat_integer(l);
-                sum[l] += here ? e : Float{};
-                total[l] += here ? x : Float{};
-                count[l] += V::ones(here);
+                sum[l] = here ? sum[l] + e : sum[l];
+                total[l] = here ? total[l] + x : total[l];
+                count[l] = here ? count[l] + 1 : count[l];
             }
         }
         for (int l = 0; l < size(); ++l) {
@@ -168,8 +168,8 @@ class LevelTables {
             const Integer level = V::load_levels(levels + s * stride);
             for (int l = 0; l < size(); ++l) {
                 const auto here = level == V::splat_integer(l);
-                count[l] += V::ones(here);
-                total[l] += here ? x : Float{};
+                count[l] = here ? count[l] + 1 : count[l];
+                total[l] = here ? total[l] + x : total[l];
                 const Float x_high = here ? x : high[l];
                 high[l] = x_high > high[l] ? x_high : high[l];
                 if constexpr (kAll) {
@@ -269,7 +269,8 @@ class LevelTables {
                 if constexpr (kAll) x_low = here ? low[l] : x_low;
             }
             const Float e = exponential<T>(x - x_high);
-            for (int l = 0; l < size(); ++l) sum[l] += level == V::splat_integer(l) ? e : Float{};
+            for (int l = 0; l < size(); ++l)
+                sum[l] = level == V::splat_integer(l) ? sum[l] + e : sum[l];
             if constexpr (kAll) {
                 const Float negative = exponential<T>(x_low - x);
                 for (int l = 1; l < size(); ++l)

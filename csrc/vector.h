@@ -7,6 +7,13 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+#include <utility>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #if defined(__CUDACC__)
 #define GRAINRANK_INLINE inline __device__
 #elif defined(__GNUC__)
@@ -54,14 +61,17 @@ template <class T>
 struct Lanes {
     using Scalar = T;
     using ScalarInteger = typename IntegerOf<T>::type;
+    using ScalarUnsigned = std::make_unsigned_t<ScalarInteger>;
 #if GRAINRANK_VECTOR_BYTES
     static constexpr int kWidth = GRAINRANK_VECTOR_BYTES / static_cast<int>(sizeof(T));
     typedef T Float __attribute__((vector_size(GRAINRANK_VECTOR_BYTES)));
     typedef ScalarInteger Integer __attribute__((vector_size(GRAINRANK_VECTOR_BYTES)));
+    typedef ScalarUnsigned Unsigned __attribute__((vector_size(GRAINRANK_VECTOR_BYTES)));
 #else
     static constexpr int kWidth = 1;
     using Float = T;
     using Integer = ScalarInteger;
+    using Unsigned = ScalarUnsigned;
 #endif
 
     static GRAINRANK_INLINE Float load(const T* p) {
@@ -80,10 +90,28 @@ struct Lanes {
         memcpy(&b, &v, sizeof b);
         return b;
     }
-    static GRAINRANK_INLINE Float from_bits(Integer b) {
+    // The number of the bits b << n. Of signed integers it would be undefined to lose some of them.
+    static GRAINRANK_INLINE Float from_shifted_bits(Integer b, int n) {
+        Unsigned u;
+        memcpy(&u, &b, sizeof u);
+        u <<= n;
         Float v;
-        memcpy(&v, &b, sizeof v);
+        memcpy(&v, &u, sizeof v);
         return v;
+    }
+
+    // Of floats: as bfloat16, to the nearest, ties to even.
+    static GRAINRANK_INLINE void store_bf16(uint16_t* p, Float v) {
+        const Integer exact = v == v ? bits(v) : splat_integer(0x7fc00000);
+        const Integer word = ((exact + 0x7fff + ((exact >> 16) & 1)) >> 16) & 0xffff;
+#if GRAINRANK_VECTOR_BYTES
+        typedef uint16_t Words __attribute__((vector_size(kWidth * 2)));
+        const Words words = __builtin_convertvector(word, Words);
+        memcpy(p, &words, sizeof words);
+#else
+        const uint16_t words = static_cast<uint16_t>(word);
+        memcpy(p, &words, sizeof words);
+#endif
     }
 
     static GRAINRANK_INLINE Float multiply_add(Float a, Float b, Float c) {
@@ -96,6 +124,12 @@ struct Lanes {
     // kWidth levels are all 0.
     static GRAINRANK_INLINE bool all_zero(const int32_t* levels) {
         if constexpr (kWidth == 1) return *levels == 0;
+#if defined(__AVX512F__)
+        if constexpr (kWidth == 16) {
+            const __m512i words = _mm512_loadu_si512(levels);
+            return _mm512_test_epi32_mask(words, words) == 0;
+        }
+#endif
         uint64_t any = 0;
         for (int i = 0; i < kWidth; i += 2) {
             uint64_t word;
@@ -125,28 +159,47 @@ struct Lanes {
 #endif
     }
 
-    // Sums in a fixed tree order.
+    // Over the lanes, in a fixed tree order: the upper half on the lower one.
     static GRAINRANK_INLINE T sum(Float v) {
-        T x[kWidth];
-        memcpy(x, &v, sizeof x);
-        for (int half = kWidth / 2; half > 0; half /= 2)
-            for (int i = 0; i < half; ++i) x[i] += x[i + half];
-        return x[0];
+        return folded(v, [](Float low, Float high) { return low + high; });
     }
     static GRAINRANK_INLINE int64_t sum_integer(Integer v) {
-        ScalarInteger x[kWidth];
-        memcpy(x, &v, sizeof x);
-        int64_t total = 0;
-        for (int i = 0; i < kWidth; ++i) total += x[i];
-        return total;
+        return folded(v, [](Integer low, Integer high) { return low + high; });
     }
+    // NaN is passed over.
     static GRAINRANK_INLINE T max(Float v) {
-        T x[kWidth];
-        memcpy(x, &v, sizeof x);
-        for (int i = 1; i < kWidth; ++i) x[0] = x[i] > x[0] ? x[i] : x[0];
-        return x[0];
+        return folded(v, [](Float low, Float high) {
+            const Float larger = high > low ? high : low;
+            return low == low ? larger : high;
+        });
     }
     static GRAINRANK_INLINE T min(Float v) { return -max(-v); }
+
+  private:
+#if GRAINRANK_VECTOR_BYTES
+    template <int kHalf = kWidth / 2, class Vector, class Fold>
+    static GRAINRANK_INLINE auto folded(Vector v, Fold fold) {
+        const Vector all = fold(v, moved_down<kHalf>(v, std::make_index_sequence<kWidth>()));
+        if constexpr (kHalf > 1)
+            return folded<kHalf / 2>(all, fold);
+        else
+            return all[0];
+    }
+    // Lane i + kBy in lane i.
+    template <int kBy, class Vector, size_t... kLane>
+    static GRAINRANK_INLINE Vector moved_down(Vector v, std::index_sequence<kLane...>) {
+#if defined(__clang__)
+        return __builtin_shufflevector(v, v, ((kLane + kBy) % kWidth)...);
+#else
+        return __builtin_shuffle(v, Integer{((kLane + kBy) % kWidth)...});
+#endif
+    }
+#else
+    template <class Vector, class Fold>
+    static GRAINRANK_INLINE auto folded(Vector v, Fold) {
+        return v;
+    }
+#endif
 };
 
 // Sum of a[k] * b[k]; four sums side by side hide the latency of the addition.

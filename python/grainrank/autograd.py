@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from . import ops
 from .batch import Batch
 from .distributed import functions as distributed
-from .returned import constants_of, returned, scaled
+from .returned import constants_of, kept, returned, scaled
 from .table_sets import COLUMN_TABLES, Needs, TableGradientSet, TableSet
 
 _Tensors = tuple[Tensor, ...]
@@ -95,10 +95,8 @@ class _MultiLevelNCE(torch.autograd.Function):
         losses, lse, total, count, *gradients = ops.multi_level_nce(
             *_arguments(tensors, options), *head, needs
         )
-        # In the accumulation dtype: a float16 gradient before the loss scaler's factor would
-        # underflow.
-        ctx.save_for_backward(*gradients)
         ctx.dtypes = [None if x is None else x.dtype for x in tensors[:4]]
+        ctx.save_for_backward(*kept(gradients, ctx.dtypes))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(lse, total, count)
         return losses.sum(), lse, total, count
@@ -131,8 +129,9 @@ class _SigmoidLoss(torch.autograd.Function):
         losses, *gradients = ops.sigmoid_loss(
             *_arguments(tensors, options), bias, level_weights, _needs(ctx, 3)
         )
-        ctx.save_for_backward(*gradients)
         ctx.dtypes = [bias.dtype, *(None if x is None else x.dtype for x in tensors[:4])]
+        *of_inputs, d_bias = gradients
+        ctx.save_for_backward(*kept(of_inputs, ctx.dtypes[1:]), d_bias)
         loss: Tensor = losses.sum()
         return loss
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .operands import Operand
-from .products import product_
 from .row_blocks import Block, Channel, RowBlocks, Rows
 from .table_sets import Gradients, Needs
 
@@ -20,7 +19,7 @@ class _Pairs(NamedTuple):
     row: Tensor
     column: Tensor
     gradient: Tensor  # of the product
-    moment: Tensor  # the gradient of `scale * s` times it
+    dot: Tensor  # the gradient of `scale * s` times s
 
 
 class GradientSums:
@@ -137,12 +136,15 @@ class GradientSums:
         else:
             weight = torch.ones_like(d)
         g = torch.where(there, d * weight, 0.0)
-        return _Pairs(row, column, g * factor, g * (batch.scale * s))
+        return _Pairs(row, column, g * factor, g * s)
 
     def _add_pairs(
         self, block: Block, pairs: _Pairs, c: Channel, row_moments: Tensor | None
     ) -> None:
-        row, column, g, moment = pairs
+        row, column, g, dot = pairs
+        moment = self.batch.scale * dot
+        if block.dots is not None:
+            block.dots.index_put_((row,), dot, accumulate=True)
         if c.moments is not None:
             levels = torch.arange(g.shape[1], device=g.device).expand_as(row)
             c.moments.index_put_((row, levels), moment, accumulate=True)
@@ -161,31 +163,41 @@ class GradientSums:
         for p in reversed(range(len(gradients) - 1)):
             gradients[p].add_(gradients[p + 1])
         queries, m = item.queries, batch.candidates.shape[0]
+        for block in item.blocks:
+            if needs.scale and block.dots is not None:
+                self._d_scale += block.dots.sum(dtype=torch.float64)
         d_queries = None
         if needs.queries:
             d_queries = self.d_queries[item.start : item.stop, : batch.prefixes[-1]]
-        elif self._scale_from_rows:
+        elif self._scale_from == "queries":
             d_queries = self.passes.empty(*queries.values.shape)
         first = 0
         for g, last in zip(gradients, batch.prefixes, strict=True):
             here = slice(first, last)
             if d_queries is not None:
-                product_(d_queries[:, here], g, self.candidates.values[:, here])
+                self.passes.product_(d_queries[:, here], g, self.candidates.values[:, here])
             if needs.candidates:
                 d_candidates, values = self.d_candidates[:, here], queries.values[:, here]
                 so_far = d_candidates if item.start > 0 else None
-                product_(d_candidates, g[:, :m].t(), values, add=so_far)
+                self.passes.product_(d_candidates, g[:, :m].t(), values, add=so_far)
             first = last
         if d_queries is not None:
             dots = queries.finish_(d_queries, batch.prefixes, row_moments, self.passes, self._unit)
-            if needs.scale:
+            if self._scale_from == "queries":
                 self._d_scale += dots.sum(dtype=torch.float64)
 
     @property
-    def _scale_from_rows(self) -> bool:
-        """Else the candidates' gradients give it: no further product, but none of the memory."""
+    def _scale_from(self) -> str:
+        """What gives the gradient of the scale: the passes, or the gradients of the queries, or of
+        the candidates. These cost no further product, but have none of the memory.
+        """
         needs, memory = self.needs, self.batch.memory
-        return needs.scale and (needs.queries or not needs.candidates or memory is not None)
+        if not needs.scale:
+            return "nothing"
+        if self._blocks.with_dots:
+            return "passes"
+        queries = needs.queries or not needs.candidates or memory is not None
+        return "queries" if queries else "candidates"
 
     def finish(self) -> Gradients:
         batch, needs = self.batch, self.needs
@@ -199,7 +211,7 @@ class GradientSums:
                 self.passes,
                 self._unit,
             )
-            if needs.scale and not self._scale_from_rows:
+            if self._scale_from == "candidates":
                 self._d_scale += dots.sum(dtype=torch.float64)
         d_factors = batch.scale.new_empty(0)
         if self._factor_moments is not None and batch.factors is not None:

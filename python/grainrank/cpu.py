@@ -15,9 +15,12 @@ from .batch import Batch
 from .block_ceilings import Ceilings
 from .cpu_levels import CpuLevels, narrow
 from .levels import level_range_error
+from .operands import NORM_EPS
+from .products import product_
 from .row_blocks import DEFAULT_WORKSPACE, Block, Channel
 from .table_sets import TableSet
 
+_WIDENED = 256  # rows at a time, which stay in the cache
 _LARGE = 4 * 2**20  # bytes from which huge pages pay
 # The last workspace, of the default size at most: a fresh one costs up to a tenth of a step in page
 # faults.
@@ -34,12 +37,17 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _pieces(rows: int) -> Iterator[slice]:
+    """Rows that are widened at a time."""
+    return (slice(start, start + _WIDENED) for start in range(0, rows, _WIDENED))
+
+
 class CpuPasses:
     """The passes for one batch; holds the level data in the layout that the C++ reads."""
 
     moment_rows: int = _native.MOMENT_ROWS
     fused = False
-    factored = False
+    overwrites = True
     row_multiple = 1
     column_table_bytes = 0.0
 
@@ -48,10 +56,40 @@ class CpuPasses:
         self._batch = batch
         self._scale = float(batch.scale)
         self._dtype = self.operand_dtype = batch.dtype
+        #: Rows of bfloat16 stay so where there is a product for them: a unit row would be rounded.
+        self.factored = self._multiplies(batch.queries.dtype)
+        if self.factored:
+            self.operand_dtype = batch.queries.dtype
         self._suffix = _SUFFIX[batch.dtype]
         self._levels = CpuLevels(batch.levels)
         self._factors = None if batch.factors is None else batch.factors.contiguous()
         self._ceilings = Ceilings(batch.levels, narrow)
+
+    def _multiplies(self, dtype: torch.dtype) -> bool:
+        """Whether there is a product of such rows that is summed in float32."""
+        return dtype == torch.bfloat16 and bool(_native.has_bf16_product(self._set))
+
+    def product_(self, out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
+        if not self.factored:
+            product_(out, a, b, add)
+            return
+        if add is not None and add.data_ptr() != out.data_ptr():
+            out.copy_(add)
+        a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
+        status = _native.bf16_product(
+            self._set,
+            _native.Bf16Matrix(a.data_ptr(), *a.stride()),
+            _native.Bf16Matrix(b.data_ptr(), *b.stride()),
+            rows=a.shape[0],
+            columns=b.shape[1],
+            depth=a.shape[1],
+            out=out.data_ptr(),
+            out_stride=out.stride(0),
+            add=add is not None,
+            num_threads=torch.get_num_threads(),
+        )
+        if status != 0:
+            raise MemoryError("no memory for the operands of a product, 16 MiB")
 
     def empty(self, *shape: int) -> Tensor:
         tensor = torch.empty(*shape, dtype=self._dtype)
@@ -79,6 +117,12 @@ class CpuPasses:
     def norms(
         self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
     ) -> None:
+        if x.dtype != self._dtype:
+            for rows in _pieces(len(x)):
+                part = torch.empty_like(norms[:, rows])
+                self.norms(x[rows].to(self._dtype), prefixes, part, None)
+                norms[:, rows] = part
+            return
         getattr(_native, f"norms_{self._suffix}")(
             self._set,
             x=x.data_ptr(),
@@ -100,6 +144,9 @@ class CpuPasses:
         dots: Tensor,
         unit: Tensor | None,
     ) -> None:
+        if values.dtype != self._dtype:
+            self._finish_given(d, values, prefixes, norms, along, dots)
+            return
         getattr(_native, f"finish_{self._suffix}")(
             self._set,
             d=d.data_ptr(),
@@ -114,6 +161,29 @@ class CpuPasses:
             dots=dots.data_ptr(),
             num_threads=torch.get_num_threads(),
         )
+
+    def _finish_given(
+        self,
+        d: Tensor,
+        values: Tensor,
+        prefixes: tuple[int, ...],
+        norms: Tensor | None,
+        along: Tensor | None,
+        dots: Tensor,
+    ) -> None:
+        """`finish_` of rows as given, some at a time; their factors are in `d` already."""
+        ones = torch.ones(_WIDENED, dtype=self._dtype)
+        for rows in _pieces(len(values)):
+            wide = values[rows].to(self._dtype)
+            if norms is None:
+                of_piece = None if along is None else along[:, rows].contiguous()
+                self.finish_(d[rows], wide, prefixes, None, of_piece, dots[rows], None)
+                continue
+            norm = norms[rows, None]
+            # A row of length 0 has no direction to take out.
+            unit = torch.where(norm < NORM_EPS, 0.0, wide / norm)
+            self.finish_(d[rows], unit, prefixes, ones, None, dots[rows], None)
+            dots[rows] *= norms[rows]
 
     def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
         self._run(
@@ -227,6 +297,8 @@ class CpuPasses:
             circle=circle is not None,
             circle_margin=0.0 if circle is None else circle,
             ceilings=self._ceilings_at(block),
+            narrow=self.factored,
+            dots=_address(block.dots),
             num_threads=torch.get_num_threads(),
         )
 

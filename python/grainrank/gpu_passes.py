@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .products import product_
 
 
 class GpuPasses:
     """The passes for one batch: its numbers stay on the device, rows are read as they are given."""
 
     factored = True
+    overwrites = False
+    product_ = staticmethod(product_)
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch

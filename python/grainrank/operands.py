@@ -20,6 +20,9 @@ class RowPasses(Protocol):
     #: brought to length 1, unless there are several prefixes.
     factored: bool
 
+    def product_(self, out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
+        """`out = a @ b + add`, summed in the dtype of `out`; `add` may be `out` itself."""
+
     def empty(self, *shape: int) -> Tensor:
         """Memory of the accumulation dtype for a result."""
 

@@ -21,6 +21,18 @@ def returned(
     ]
 
 
+def kept(gradients: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> list[Tensor]:
+    """Gradients that are ready with the loss, as they wait for the one that comes.
+
+    In the accumulation dtype: a float16 gradient before the loss scaler's factor would underflow.
+    bfloat16 has the range of float32, and its gradients wait in half the memory.
+    """
+    return [
+        d.to(dtype) if dtype == torch.bfloat16 else d
+        for d, dtype in zip(gradients, dtypes, strict=False)
+    ]
+
+
 def scaled(
     gradients: Sequence[Any],
     d_loss: Tensor,

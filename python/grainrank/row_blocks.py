@@ -18,7 +18,6 @@ from torch import Tensor
 from . import column_tables
 from .batch import Batch
 from .operands import Operand, RowPasses
-from .products import product_
 from .table_sets import TableGradientSet, TableSet
 
 DEFAULT_WORKSPACE = 64 * 2**20  # bytes
@@ -41,6 +40,8 @@ class Block(NamedTuple):
     row_factors: Tensor | None  # [R]
     column_factors: Tensor | None  # [M + Q]
     unit: Tensor | None  # the gradient is written times this, to fit into float16
+    # [R], out: sums of gradient times similarity, where gradients are rounded for the products.
+    dots: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,6 +91,8 @@ class Passes(RowPasses, Protocol):
     moment_rows: int
     #: Whether the passes compute the products themselves.
     fused: bool
+    #: Whether gradients are written over the similarities even in a narrower dtype.
+    overwrites: bool
     #: Rows of a block are a multiple of so many columns apart.
     row_multiple: int
     #: What the column tables of a block need besides, for each of its rows and columns.
@@ -194,6 +197,12 @@ class RowBlocks:
         given = batch.all_candidates(passes.operand_dtype)
         return Operand.prepare(batch.candidates, given, batch.prefixes, batch.normalize, passes)
 
+    @property
+    def with_dots(self) -> bool:
+        """Whether the passes give the gradient of the scale: they round that of the product."""
+        rounds = self.passes.overwrites and self.passes.operand_dtype != self.batch.dtype
+        return self._with_gradients and rounds
+
     @functools.cached_property
     def unit(self) -> Tensor | None:
         """What gradients are written times, to fit into float16."""
@@ -213,7 +222,8 @@ class RowBlocks:
     def __iter__(self) -> Iterator[Rows]:
         batch, passes = self.batch, self.passes
         n, columns, prefixes = batch.queries.shape[0], batch.num_columns, len(batch.prefixes)
-        own = self._with_gradients and (passes.fused or passes.operand_dtype != batch.dtype)
+        own = passes.fused or (passes.operand_dtype != batch.dtype and not passes.overwrites)
+        own = own and self._with_gradients
         pair_bytes = 0.0 if passes.fused else prefixes * batch.dtype.itemsize
         pair_bytes += prefixes * passes.operand_dtype.itemsize if own else 0
         pair_bytes += 4 * batch.levels.num_references + self._kept_bytes
@@ -226,10 +236,12 @@ class RowBlocks:
             workspace = passes.workspace(*shape)
         with workspace as memory:
             similarities = None if memory is None else memory[..., :columns]
-            gradient = similarities if self._with_gradients else None
+            gradient = None
             if own:
-                memory = batch.queries.new_empty(shape, dtype=passes.operand_dtype)
-                gradient = memory[..., :columns]
+                separate = batch.queries.new_empty(shape, dtype=passes.operand_dtype)
+                gradient = separate[..., :columns]
+            elif memory is not None and self._with_gradients:
+                gradient = memory.view(passes.operand_dtype)[..., :columns]
             for start in range(0, n, rows):
                 yield self._block(start, min(start + rows, n), similarities, gradient)
 
@@ -252,7 +264,7 @@ class RowBlocks:
         first = 0
         for p, last in enumerate(self.batch.prefixes):
             a, b = queries[:, first:last], candidates[:, first:last].t()
-            product_(similarities[p], a, b, add=similarities[p - 1] if p > 0 else None)
+            self.passes.product_(similarities[p], a, b, add=similarities[p - 1] if p > 0 else None)
             first = last
 
     def _block(
@@ -269,6 +281,7 @@ class RowBlocks:
         blocks: list[Block] = []
         for p, last in enumerate(batch.prefixes):
             s = None if similarities is None else similarities[p, : stop - start]
+            dots = self.passes.empty(stop - start) if self.with_dots else None
             blocks.append(
                 Block(
                     s,
@@ -280,6 +293,7 @@ class RowBlocks:
                     None if queries.inverse is None else queries.inverse[p],
                     None if candidates.inverse is None else candidates.inverse[p],
                     self.unit,
+                    dots,
                 )
             )
         return Rows(start, stop, queries, blocks)
