@@ -107,7 +107,7 @@ VIEWS = pytest.mark.parametrize("views", [False, True], ids=["one", "views"])
 def test_level_tables(kind: str, full: bool, strided: bool, backend: str) -> None:
     args = batch(Call(kind, strided=strided), backend)
     checks = TRACED if full and kind == "prefix" else CHECKS
-    opcheck(OPS.level_tables.default, (*args, full, False, ""), test_utils=checks)
+    opcheck(OPS.level_tables.default, (*args, full, False, "", not strided), test_utils=checks)
 
 
 @VIEWS
@@ -116,7 +116,7 @@ def test_level_tables(kind: str, full: bool, strided: bool, backend: str) -> Non
 def test_level_tables_of_columns(columns: bool, softplus: str, views: bool, backend: str) -> None:
     args = batch(Call(views=views), backend)
     checks = TRACED if columns else CHECKS
-    opcheck(OPS.level_tables.default, (*args, True, columns, softplus), test_utils=checks)
+    opcheck(OPS.level_tables.default, (*args, True, columns, softplus, columns), test_utils=checks)
 
 
 @STRIDED
@@ -127,7 +127,9 @@ def test_level_tables_bwd(
     full: bool, needs: tuple[bool, ...], views: bool, strided: bool, backend: str
 ) -> None:
     args = batch(Call(strided=strided, views=views), backend)
-    tables = OPS.level_tables.default(*args, full, full, "lower" if full else "")
+    *tables, kept = OPS.level_tables.default(
+        *args, full, full, "lower" if full else "", not strided
+    )
     rows, columns = list(tables[:10]), list(tables[10:])
 
     def ones(like: Tensor, *there: bool) -> list[Tensor | None]:
@@ -139,7 +141,7 @@ def test_level_tables_bwd(
     d_rows = ones(rows[0], True, full, False, full, full, full)
     d_columns = ones(columns[0], True, True, True, True, True, False) if full else []
     args = (*args, rows, d_rows, columns if full else [], d_columns)
-    args = (*args, "lower" if full else "", list(needs))
+    args = (*args, "lower" if full else "", kept, list(needs))
     opcheck(OPS.level_tables_bwd.default, args, test_utils=TRACED if all(needs) else CHECKS)
 
 
@@ -164,7 +166,7 @@ def test_sigmoid_loss(needs: tuple[bool, ...], strided: bool, backend: str) -> N
 
 def test_circle(backend: str) -> None:
     args = batch(Call(circle=0.25), backend)
-    opcheck(OPS.level_tables.default, (*args, True, True, ""), test_utils=TRACED)
+    opcheck(OPS.level_tables.default, (*args, True, True, "", True), test_utils=TRACED)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -177,8 +179,9 @@ def test_dtypes_of_the_results(dtype: torch.dtype, backend: str) -> None:
     opcheck(OPS.multi_level_nce.default, nce, test_utils=CHECKS)
     sigmoid = (*args, torch.zeros_like(scale), torch.ones_like(weights[0, :1]).expand(3))
     opcheck(OPS.sigmoid_loss.default, (*sigmoid, [True] * 4), test_utils=CHECKS)
-    opcheck(OPS.level_tables.default, (*args, True, True, "lower"), test_utils=CHECKS)
-    tables = OPS.level_tables.default(*args, True, True, "lower")
+    opcheck(OPS.level_tables.default, (*args, True, True, "lower", True), test_utils=CHECKS)
+    *tables, kept = OPS.level_tables.default(*args, True, True, "lower", True)
+    assert kept.dtype == scale.dtype
     integers = (3, 6, 7)
     assert [t.dtype for t in tables] == [
         torch.int64 if i in integers or i - 10 in integers else scale.dtype for i in range(18)

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from . import ops
 from .batch import Batch
 from .distributed import functions as distributed
-from .returned import constants_of, kept, returned, scaled
+from .returned import constants_of, returned, scaled, waiting
 from .table_sets import COLUMN_TABLES, Needs, TableGradientSet, TableSet
 
 _Tensors = tuple[Tensor, ...]
@@ -52,17 +52,20 @@ class _LevelTables(torch.autograd.Function):
         softplus: str,
         *tensors: Tensor | None,
     ) -> _Tensors:
-        tables: _Tensors = ops.level_tables(*_arguments(tensors, options), full, columns, softplus)
-        ctx.save_for_backward(*tensors, *tables)
+        keep = any(_needs(ctx, 4))
+        *tables, kept = ops.level_tables(
+            *_arguments(tensors, options), full, columns, softplus, keep
+        )
+        ctx.save_for_backward(*tensors, *tables, kept)
         ctx.options, ctx.columns, ctx.softplus = options, columns, softplus
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*constants_of(tables))
-        return tables
+        return tuple(tables)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *d_tables: Tensor | None) -> tuple[Any, ...]:
-        saved = ctx.saved_tensors
+        *saved, kept = ctx.saved_tensors
         split = len(saved) - len(d_tables)
         tensors, tables = saved[:split], saved[split:]
 
@@ -75,8 +78,9 @@ class _LevelTables(torch.autograd.Function):
         columns, d_columns = part(_OF_COLUMNS, len(COLUMN_TABLES)) if ctx.columns else ([], [])
         needs = _needs(ctx, 4)
         gradients = ops.level_tables_bwd(
-            *_arguments(tensors, ctx.options), rows, d_rows, columns, d_columns, ctx.softplus, needs
-        )
+            *_arguments(tensors, ctx.options), rows, d_rows, columns, d_columns, ctx.softplus, kept,
+            needs,
+        )  # fmt: skip
         none = (None,) * (len(tensors) - 4)
         return (None, None, None, None, *returned(gradients, tensors, needs), *none)
 
@@ -96,7 +100,7 @@ class _MultiLevelNCE(torch.autograd.Function):
             *_arguments(tensors, options), *head, needs
         )
         ctx.dtypes = [None if x is None else x.dtype for x in tensors[:4]]
-        ctx.save_for_backward(*kept(gradients, ctx.dtypes))
+        ctx.save_for_backward(*waiting(gradients, ctx.dtypes))
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(lse, total, count)
         return losses.sum(), lse, total, count
@@ -131,7 +135,7 @@ class _SigmoidLoss(torch.autograd.Function):
         )
         ctx.dtypes = [bias.dtype, *(None if x is None else x.dtype for x in tensors[:4])]
         *of_inputs, d_bias = gradients
-        ctx.save_for_backward(*kept(of_inputs, ctx.dtypes[1:]), d_bias)
+        ctx.save_for_backward(*waiting(of_inputs, ctx.dtypes[1:]), d_bias)
         loss: Tensor = losses.sum()
         return loss
 

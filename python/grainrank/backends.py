@@ -224,17 +224,17 @@ def rank_passes(batch: Batch, backend: str) -> BlockPasses | TilePasses | None:
 
 
 def tables(
-    batch: Batch, backend: str, full: bool, columns: bool, softplus: str
-) -> tuple[TableSet, TableSet | None]:
+    batch: Batch, backend: str, full: bool, columns: bool, softplus: str, keep: bool = False
+) -> tuple[TableSet, TableSet | None, Tensor | None]:
     """The tables of every row `[V, N, L + 1]`, and of every column `[V, M, L + 1]`.
 
     Without `full`, light ones. `softplus`: the negatives that the sums of the positives are taken
-    against, or "".
+    against, or "". With `keep` comes what `gradients` is spared to compute again.
     """
     passes = _passes(batch, backend)
     if passes is None:
-        return dense_tables(batch, full, columns, softplus)
-    return sweep_tables(batch, passes, full, columns, softplus)
+        return *dense_tables(batch, full, columns, softplus), None
+    return sweep_tables(batch, passes, full, columns, softplus, keep)
 
 
 def softplus(batch: Batch, backend: str, against: Tensor) -> tuple[Tensor, Tensor]:
@@ -252,6 +252,12 @@ def multiplies_twice(batch: Batch, backend: str) -> bool:
     return bool(importlib.import_module("grainrank.triton_launch").precision_of(batch))
 
 
+def stores_similarities(batch: Batch, backend: str) -> bool:
+    """Whether the similarities are stored row block by row block."""
+    device = batch.queries.device
+    return resolve(backend, device) != "reference" and not multiplies_twice(batch, backend)
+
+
 def gradients(
     batch: Batch,
     backend: str,
@@ -261,13 +267,14 @@ def gradients(
     d_columns: TableGradientSet | None,
     softplus: str,
     needs: Needs,
+    kept: Tensor | None = None,
 ) -> Gradients:
-    """The gradients for given gradients of the tables."""
+    """The gradients for given gradients of the tables; `kept`: by `tables`."""
     passes = _passes(batch, backend)
     arguments = rows, d_rows, columns, d_columns, softplus, needs
     if passes is None:
         return dense_gradients(batch, *arguments)
-    return sweep_gradients(batch, passes, *arguments)
+    return sweep_gradients(batch, passes, *arguments, kept)
 
 
 def multi_level_nce(

@@ -17,6 +17,7 @@ from torch import Tensor
 from . import backends
 from .batch import Batch, Product
 from .levels import from_parts
+from .row_blocks import kept_rows
 from .table_sets import COLUMN_TABLES, Gradients, Needs, TableGradientSet, TableSet
 
 _library = torch.library.Library("grainrank", "FRAGMENT")
@@ -37,11 +38,12 @@ _COLUMNS = _results("column_", COLUMN_TABLES)
 _GRADIENTS = _results("d_", Gradients._fields)
 
 _library.define(
-    f"level_tables({_BATCH}, bool full, bool columns, str softplus) -> ({_ROWS}, {_COLUMNS})"
+    f"level_tables({_BATCH}, bool full, bool columns, str softplus, bool keep) "
+    f"-> ({_ROWS}, {_COLUMNS}, Tensor kept)"
 )
 _library.define(
     f"level_tables_bwd({_BATCH}, Tensor[] rows, Tensor?[] d_rows, Tensor[] columns, "
-    f"Tensor?[] d_columns, str softplus, bool[] needs) -> ({_GRADIENTS})"
+    f"Tensor?[] d_columns, str softplus, Tensor kept, bool[] needs) -> ({_GRADIENTS})"
 )
 _library.define(
     f"multi_level_nce({_BATCH}, Tensor level_weights, str positives, str negatives, bool[] needs) "
@@ -109,15 +111,15 @@ def _given(tables: Sequence[Tensor | None]) -> list[Tensor | None]:
 def _level_tables(*args: Any) -> _Tensors:
     with plain(args[0]):
         batch, backend = _batch(*args[:_INPUTS])
-        rows, columns = backends.tables(batch, backend, *args[_INPUTS:])
+        rows, columns, kept = backends.tables(batch, backend, *args[_INPUTS:])
         of_columns = (None,) * len(COLUMN_TABLES) if columns is None else columns[:-2]
-        return _flat(batch.scale, (*rows, *of_columns))
+        return _flat(batch.scale, (*rows, *of_columns, kept))
 
 
 def _level_tables_bwd(*args: Any) -> _Tensors:
     with plain(args[0]):
         batch, backend = _batch(*args[:_INPUTS])
-        rows, d_rows, columns, d_columns, softplus, needs = args[_INPUTS:]
+        rows, d_rows, columns, d_columns, softplus, kept, needs = args[_INPUTS:]
         by_column = any(d is not None for d in _given(d_columns))
         return backends.gradients(
             batch,
@@ -128,6 +130,7 @@ def _level_tables_bwd(*args: Any) -> _Tensors:
             TableGradientSet(*_given(d_columns)) if by_column else None,
             softplus,
             Needs(*needs),
+            kept if kept.numel() > 0 else None,
         )
 
 
@@ -179,13 +182,17 @@ def _fake_gradients(batch: Batch, needs: Needs) -> _Tensors:
 
 
 def _fake_level_tables(*args: Any) -> _Tensors:
-    batch, _ = _batch(*args[:_INPUTS])
-    full, columns, softplus = args[_INPUTS:]
+    batch, backend = _batch(*args[:_INPUTS])
+    full, columns, softplus, keep = args[_INPUTS:]
+    kept: tuple[int, ...] = (0,)
+    if keep and backends.stores_similarities(batch, backend):
+        kept = len(batch.prefixes), kept_rows(batch), batch.num_columns
     return (
         *_fake_tables(batch, batch.queries.shape[0], TableSet._fields, _wanted(full, softplus)),
         *_fake_tables(
             batch, batch.candidates.shape[0], COLUMN_TABLES, _wanted(full) if columns else ()
         ),
+        batch.queries.new_empty(kept, dtype=batch.dtype),
     )
 
 

@@ -21,7 +21,7 @@ def returned(
     ]
 
 
-def kept(gradients: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> list[Tensor]:
+def waiting(gradients: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> list[Tensor]:
     """Gradients that are ready with the loss, as they wait for the one that comes.
 
     In the accumulation dtype: a float16 gradient before the loss scaler's factor would underflow.

@@ -156,6 +156,14 @@ def block_rows(num_queries: int, row_bytes: float, workspace_mb: float) -> int:
     return -(-num_queries // blocks)
 
 
+def kept_rows(batch: Batch) -> int:
+    """Rows whose similarities, in every prefix, fit into a workspace."""
+    row = len(batch.prefixes) * batch.num_columns * batch.dtype.itemsize
+    size = int(batch.workspace_mb * 2**20) or DEFAULT_WORKSPACE
+    fit: int = torch.sym_min(batch.queries.shape[0], size // row if row > 0 else 0)
+    return fit
+
+
 @dataclass
 class Rows:
     """A row block: its queries, and its similarities in every prefix."""
@@ -170,7 +178,8 @@ class RowBlocks:
     """Iterates over the row blocks; the next one uses the workspace again.
 
     `bound`: of the gradients of the tables, where gradients will be written. `columns`: whether
-    column tables will be computed. `kept_bytes`: what is kept of every pair of a block besides.
+    column tables will be computed. `besides`: bytes of every pair of a block that the caller needs.
+    `known` `[P, rows, M + Q]`: the similarities of the first rows, which need no product.
     """
 
     def __init__(
@@ -179,9 +188,10 @@ class RowBlocks:
         passes: Passes,
         bound: Tensor | None = None,
         columns: bool = False,
-        kept_bytes: int = 0,
+        besides: int = 0,
+        known: Tensor | None = None,
     ) -> None:
-        self.batch, self.passes, self._kept_bytes = batch, passes, kept_bytes
+        self.batch, self.passes, self._besides, self._known = batch, passes, besides, known
         self._columns, self._with_gradients, self._bound = columns, bound is not None, bound
         self._queries = self._operand(batch.queries) if passes.factored else None
 
@@ -226,7 +236,7 @@ class RowBlocks:
         own = own and self._with_gradients
         pair_bytes = 0.0 if passes.fused else prefixes * batch.dtype.itemsize
         pair_bytes += prefixes * passes.operand_dtype.itemsize if own else 0
-        pair_bytes += 4 * batch.levels.num_references + self._kept_bytes
+        pair_bytes += 4 * batch.levels.num_references + self._besides
         pair_bytes += passes.column_table_bytes if self._columns else 0
         rows = block_rows(n, columns * pair_bytes, batch.workspace_mb)
         apart = -(-columns // passes.row_multiple) * passes.row_multiple
@@ -244,6 +254,15 @@ class RowBlocks:
                 gradient = memory.view(passes.operand_dtype)[..., :columns]
             for start in range(0, n, rows):
                 yield self._block(start, min(start + rows, n), similarities, gradient)
+
+    def _fill(self, queries: Tensor, similarities: Tensor, start: int) -> None:
+        """Fills the similarities `[P, R, M + Q]` of a block."""
+        rows, known = similarities.shape[1], 0
+        if self._known is not None:
+            known = min(max(self._known.shape[1] - start, 0), rows)
+            similarities[:, :known] = self._known[:, start : start + known]
+        if known < rows:
+            self._products(queries[known:], similarities[:, known:], start == 0)
 
     def _products(self, queries: Tensor, similarities: Tensor, first: bool) -> None:
         """Fills the similarities `[P, R, M + Q]` of a block; of the first one those with the own
@@ -276,7 +295,7 @@ class RowBlocks:
         else:
             queries = self._queries.rows(start, stop)
         if similarities is not None:
-            self._products(queries.values, similarities[:, : stop - start], start == 0)
+            self._fill(queries.values, similarities[:, : stop - start], start)
         candidates = self.candidates
         blocks: list[Block] = []
         for p, last in enumerate(batch.prefixes):

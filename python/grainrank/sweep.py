@@ -19,7 +19,7 @@ from . import column_tables
 from .batch import Batch
 from .block_gradients import GradientSums
 from .heads import multi_level_nce_gradient
-from .row_blocks import Channel, ColumnTables, Passes, RowBlocks, Rows
+from .row_blocks import Channel, ColumnTables, Passes, RowBlocks, Rows, kept_rows
 from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, TableSet
 from .thresholds import thresholds, through_thresholds
 
@@ -32,17 +32,24 @@ def _empty_tables(batch: Batch, rows: int, full: bool, softplus: bool = False) -
 
 
 def sweep_tables(
-    batch: Batch, passes: Passes, full: bool, columns: bool, softplus: str
-) -> tuple[TableSet, TableSet | None]:
+    batch: Batch, passes: Passes, full: bool, columns: bool, softplus: str, keep: bool
+) -> tuple[TableSet, TableSet | None, Tensor | None]:
     """The tables of every row `[V, N, L + 1]` and column `[V, M, L + 1]`: one product.
 
-    `softplus` names the negatives of the softplus sums; "": these are not wanted.
+    `softplus` names the negatives of the softplus sums; "": these are not wanted. With `keep` comes
+    what fits into a workspace of the similarities, for the gradients: `[P, rows, M + Q]`.
     """
+    kept = None
+    if keep and not passes.fused:
+        kept = passes.empty(len(batch.prefixes), kept_rows(batch), batch.num_columns)
     n, m = batch.queries.shape[0], batch.candidates.shape[0]
     rows = _empty_tables(batch, n, full, bool(softplus))
     merged: list[TableSet | None] = [None] * batch.views
     for item in RowBlocks(batch, passes, columns=columns):
         for block in item.blocks:
+            if kept is not None and block.similarities is not None:
+                of_block = kept[block.prefix, item.start : item.stop]
+                of_block.copy_(block.similarities[: len(of_block)])
             for f in range(batch.channels):
                 view = block.prefix * batch.channels + f
                 here = rows.of(view, item.start, item.stop)
@@ -58,10 +65,10 @@ def sweep_tables(
                     wide = column_tables.widened(part)
                     merged[view] = wide if so_far is None else column_tables.merge(so_far, part)
     if not columns:
-        return rows, None
+        return rows, None, kept
     views = [column_tables.narrowed(t, batch.dtype) for t in merged if t is not None]
     stacked = (None if ts[0] is None else torch.stack(ts) for ts in zip(*views, strict=True))
-    return rows, TableSet(*stacked)  # type: ignore[arg-type]
+    return rows, TableSet(*stacked), kept  # type: ignore[arg-type]
 
 
 def sweep_softplus(batch: Batch, passes: Passes, against: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +92,9 @@ def sweep_gradients(
     d_columns: TableGradientSet | None,
     softplus: str,
     needs: Needs,
+    kept: Tensor | None,
 ) -> Gradients:
-    """The gradients for given gradients of the tables: three products."""
+    """The gradients for given gradients of the tables: three products, or two for what was kept."""
     against = None
     if softplus and d_rows.softplus is not None:
         against = thresholds(rows.lse, softplus)
@@ -94,7 +102,7 @@ def sweep_gradients(
     given = (*d_rows, *(d_columns or ()))
     # A bound of the gradient of a logit: each of a table's entries is shared out among pairs.
     bound = sum((d.abs().amax() for d in given if d is not None), torch.zeros_like(batch.scale))
-    blocks = RowBlocks(batch, passes, bound)
+    blocks = RowBlocks(batch, passes, bound, known=kept)
     gradients = GradientSums(blocks, needs)
     of_columns: list[ColumnTables | None] = [None] * batch.views
     if columns is not None and d_columns is not None:

@@ -19,9 +19,9 @@ from grainrank import (
     GrainKeys,
     LevelStatistics,
     LossStatistics,
+    cpu,
     level_statistics,
     multi_level_ranking_loss,
-    row_blocks,
 )
 from grainrank.distributed import shards
 from grainrank.distributed.collectives import Scatter
@@ -46,7 +46,7 @@ def _statistics(group: Any, data: Data) -> dict[str, LossStatistics]:
 @contextlib.contextmanager
 def _logged(log: list[str]) -> Iterator[None]:
     """Products with their columns, the others' arrival, and gradients that leave."""
-    product, wait, start = row_blocks.product_, shards.Arrival.wait, Scatter.start
+    product, wait, start = cpu.product_, shards.Arrival.wait, Scatter.start
 
     def logged_product(out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
         log.append(f"product of {b.shape[1]} columns")
@@ -61,7 +61,7 @@ def _logged(log: list[str]) -> Iterator[None]:
         start(self)
 
     with (
-        mock.patch.object(row_blocks, "product_", logged_product),
+        mock.patch.object(cpu, "product_", logged_product),
         mock.patch.object(shards.Arrival, "wait", logged_wait),
         mock.patch.object(Scatter, "start", logged_start),
     ):

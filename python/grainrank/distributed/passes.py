@@ -44,7 +44,8 @@ def _local_tables(
     batch: Batch, backend: str, full: bool, columns: bool, softplus: str
 ) -> tuple[TableSet, TableSet | None]:
     if not _is_empty(batch):
-        return backends.tables(batch, backend, full, columns, softplus)
+        rows, of_columns, _ = backends.tables(batch, backend, full, columns, softplus)
+        return rows, of_columns
     rows = _empty_tables(batch, batch.queries.shape[0], full, bool(softplus))
     return rows, _empty_tables(batch, batch.candidates.shape[0], full) if columns else None
 

@@ -74,6 +74,9 @@ class SharedOptions(TypedDict, total=False):
         for `matryoshka_dims`, vendor.
     workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, or 1024 rows
         where these need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
+        Losses that need the similarities twice (`direction="symmetric"`, `reduction="none"`, heads
+        of your own) keep as much of them, up to 64 MiB or `workspace_mb`, from the forward to the
+        backward, and multiply only the rest again.
     group: the ranks whose batches are one: a `ProcessGroup`, or a `DeviceMesh` with one dimension.
         Queries, candidates, keys and memory are this rank's part, of any size, also none; every
         rank returns the loss of the whole batch (of `reduction="none"` its own rows). Under DDP or

@@ -35,7 +35,7 @@ def _judged(block: Block, passes: RankPasses) -> tuple[Tensor, Tensor, Positives
 def sweep_smooth(batch: Batch, passes: RankPasses, step: Surrogate) -> tuple[Tensor, ...]:
     """The fields of `PositiveRanks`, and the sums of the slopes `[P, L + 1]`: one product."""
     counts, found, sums = [], [], []
-    for item in RowBlocks(batch, passes, kept_bytes=LEVEL_BYTES):
+    for item in RowBlocks(batch, passes, besides=LEVEL_BYTES):
         (block,) = item.blocks
         levels, count, positives = _judged(block, passes)
         counts.append(count)
@@ -53,7 +53,7 @@ def sweep_rank_gradients(
     own = (d_above.to(slope.dtype) * slope).sum(dim=1).to(d_above.dtype)  # [P]
     # A bound of the gradient of a similarity.
     bound = own.abs().sum() + step.steepest * d_above.abs().amax(dim=1).sum()
-    blocks = RowBlocks(batch, passes, bound, kept_bytes=LEVEL_BYTES)
+    blocks = RowBlocks(batch, passes, bound, besides=LEVEL_BYTES)
     gradients = GradientSums(blocks, needs)
     first = 0
     for item in blocks:
