@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from providers import (
-    Products,
     Step,
     eager,
     eager_matryoshka,
     fused,
     gradients,
+    make,
     matryoshka,
     matryoshka_by_calls,
+    products,
     symmetric,
 )
 from timing import record
@@ -25,23 +26,23 @@ N, D = 4096, 768
 
 def agree(ours: Callable[[Step], Tensor], theirs: Callable[[Step], Tensor]) -> None:
     """Checked before anybody times them."""
-    step = Step.make(515, 1003, D)
-    exact = Step.make(515, 1003, D, torch.float64)
+    step = make(515, 1003, D)
+    exact = make(515, 1003, D, torch.float64)
     for a, e in zip(gradients(ours, step), gradients(theirs, exact), strict=True):
         torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-5 * float(e.abs().max()))
 
 
 def both_directions(step: Step) -> Tensor:
     """The eager loss twice."""
-    q, c, query_keys, candidate_keys = step.queries, step.candidates, *step.keys()
+    q, c, query_keys, candidate_keys = step
     return (eager(step) + eager(Step(c, q, candidate_keys, query_keys))) / 2
 
 
 def bench_symmetric(benchmark: Any) -> None:
     agree(symmetric, both_directions)
-    step = Step.make(N, N, D)
+    step = make(N, N, D)
     providers = {
-        "products": Products(step, similarities=2),
+        "products": products(step, similarities=2),
         "symmetric": lambda: gradients(symmetric, step),
         "eager": lambda: gradients(both_directions, step),
     }
@@ -50,7 +51,7 @@ def bench_symmetric(benchmark: Any) -> None:
 
 def bench_matryoshka(benchmark: Any) -> None:
     agree(matryoshka, matryoshka_by_calls)
-    step = Step.make(N, N, D)
+    step = make(N, N, D)
     providers = {
         "longest": lambda: gradients(fused, step),
         "matryoshka": lambda: gradients(matryoshka, step),

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from providers import Products, Step, eager, fused, gradients, reference
+from providers import Step, eager, fused, gradients, make, products, reference
 from timing import record
 
 
 def check(step: Step) -> None:
     """The providers agree before anybody times them."""
     q, c = (t.detach().double().requires_grad_() for t in (step.queries, step.candidates))
-    _, *expected = gradients(eager, Step(q, c, step.query_keys, step.candidate_keys))
+    _, *expected = gradients(eager, step._replace(queries=q, candidates=c))
     _, *actual = gradients(fused, step)
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.double(), e, rtol=1e-4, atol=1e-5 * float(e.abs().max()))
@@ -30,10 +30,10 @@ def check(step: Step) -> None:
     ids=["N8192-M8192-D768-L3-fp32", "N8192-M8192-D256-L3-fp32", "N4096-M4096-D768-L3-fp32"],
 )
 def bench_step(benchmark: Any, n: int, d: int, alternatives: bool) -> None:
-    check(Step.make(515, 1003, d))
-    step = Step.make(n, n, d)
+    check(make(515, 1003, d))
+    step = make(n, n, d)
     providers: dict[str, Callable[[], Any]] = {
-        "products": Products(step),
+        "products": products(step),
         "fused": lambda: gradients(fused, step),
         "fused_no_grad": torch.no_grad()(lambda: fused(step)),
     }

@@ -27,10 +27,9 @@ from torch.utils._pytree import tree_leaves
 from grainrank import (
     GrainKeys,
     backends,
-    block_gradients,
+    gpu_passes,
     multi_level_ranking_loss,
     ops,
-    row_blocks,
     triton_launch,
 )
 from grainrank.machine import machine_header
@@ -122,8 +121,7 @@ def counting() -> Iterator[Count]:
         for owner, name, value in (
             (triton_launch, "run", _launched(count)),
             (triton_launch, "_table", lambda: triton_launch.NVIDIA),
-            (row_blocks, "product_", _multiplied(count)),
-            (block_gradients, "product_", _multiplied(count)),
+            (gpu_passes.GpuPasses, "product_", staticmethod(_multiplied(count))),
             (backends, "_triton_error", lambda device: None),
             (ops, "plain", lambda queries: torch.no_grad()),
             *((ops, name, function) for name, function in called.items()),

@@ -159,12 +159,12 @@ def test_compiled_is_one_more_provider(
         compiled.append(loss)
         return loss
 
-    measure._compiled.cache_clear()
+    measure.compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", compile)
     try:
         code, printed = bench("--compile", "--json")
     finally:
-        measure._compiled.cache_clear()
+        measure.compiled.cache_clear()
     providers = json.loads(printed)["shapes"][0]["providers"]
     assert code == 0
     assert list(providers) == ["grainrank", "dense", "compiled", "products"]

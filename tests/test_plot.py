@@ -150,6 +150,106 @@ def test_files_are_merged(drawn: Any) -> None:
     assert memory.texts[0].get_text() == "not measured"
 
 
+# The suite of benchmarks/.
+
+
+def suite(*shapes: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    labels = {"grainrank": "grainrank", "chunked": "chunks", "open_clip": "open_clip"}
+    return {
+        **bench(*shapes),
+        "machine": {"cpu": "A chip", "threads": 2},
+        "loss": "clip",
+        "labels": {**labels, "dense": "dense PyTorch", "products": "bare products"},
+        "memory_limit_bytes": 3 * 2**29,
+        "left_out": {},
+        "encoder": [],
+        **changed,
+    }
+
+
+def timed(milliseconds: float, mebibytes: float) -> dict[str, Any]:
+    return {"step": step(milliseconds), "peak_bytes": mebibytes * 2**20}
+
+
+def marks(axes: Any) -> dict[str, list[tuple[float, float]]]:
+    """Lines by label; crosses have none."""
+    return {k: v for k, v in lines(axes).items() if not k.startswith("_")}
+
+
+def crosses(axes: Any) -> list[tuple[str, float]]:
+    """Colour and N of each, from the top."""
+    found = [x for x in axes.lines if x.get_marker() == "x"]
+    found.sort(key=lambda x: -x.get_ydata()[0])
+    return [(x.get_color(), x.get_xdata()[0]) for x in found]
+
+
+def measured_heights(line: Any) -> list[float]:
+    return [] if line.get_marker() == "x" else list(line.get_ydata())
+
+
+def test_a_line_for_each_provider_and_a_cross_where_memory_ran_out(drawn: Any) -> None:
+    out, slow = {"skipped": "out of memory"}, {"skipped": "took 61 s"}
+    figure = drawn(
+        suite(
+            shape(64, grainrank=timed(4, 2), dense=out, chunked=slow, open_clip=out),
+            shape(32, grainrank=timed(1, 1), dense=timed(2, 9), chunked=timed(3, 2), open_clip=out),
+        )
+    )
+    time, memory = figure.axes
+    assert marks(time) == {
+        "grainrank": [(32, 1.0), (64, 4.0)],
+        "dense PyTorch": [(32, 2.0)],
+        "chunks": [(32, 3.0)],
+        "open_clip": [],
+    }
+    assert marks(memory) == {
+        "grainrank": [(32, 1.0), (64, 2.0)],
+        "dense PyTorch": [(32, 9.0)],
+        "chunks": [(32, 2.0)],
+        "open_clip": [],
+    }
+    colours = {line.get_label(): line.get_color() for line in time.lines}
+    assert len({colours[name] for name in marks(time)}) == 4
+    for axes in (time, memory):
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+        assert sorted(crosses(axes), key=lambda x: x[1]) == [
+            (colours["open_clip"], 32), (colours["dense PyTorch"], 64),
+        ]  # fmt: skip
+        low, high = axes.get_ylim()
+        assert all(low < y < 0.9 * high for x in axes.lines for y in measured_heights(x))
+    (title,) = figure.texts
+    assert title.get_text() == "One training step, A chip, 2 threads, clip loss, float32, D = 8"
+    (legend,) = figure.legends
+    texts = [x.get_text() for x in legend.get_texts()]
+    assert texts == [
+        "grainrank",
+        "chunks",
+        "open_clip",
+        "dense PyTorch",
+        "out of memory at 1.5 GiB",
+    ]
+
+
+def test_a_row_of_panels_for_each_number_of_features(drawn: Any) -> None:
+    narrow = shape(32, grainrank=timed(1, 1))
+    wide = {**shape(32, grainrank=timed(5, 6)), "dim": 16}
+    figure = drawn(suite(narrow, wide, gpu="A GPU", loss="multi_level"))
+    assert [marks(axes)["grainrank"] for axes in figure.axes] == [
+        [(32, 1.0)], [(32, 1.0)], [(32, 5.0)], [(32, 6.0)],
+    ]  # fmt: skip
+    assert [axes.get_title("left") for axes in figure.axes[:3]] == [
+        "time of a step, ms, D = 8", "extra memory, MiB, D = 8", "time of a step, ms, D = 16",
+    ]  # fmt: skip
+    assert figure.texts[0].get_text() == (
+        "One training step, A GPU, multi_level loss of 3 levels, float32"
+    )
+
+
+def test_a_suite_without_shapes(capsys: pytest.CaptureFixture[str], written: Any) -> None:
+    assert "must hold a measured shape, got none" in refused(capsys, *written(suite()))
+    assert "for bench only, got 2 of suite" in refused(capsys, *written(suite(), suite()))
+
+
 # Demo and evaluate.
 
 
@@ -185,7 +285,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_files_of_nobody(capsys: pytest.CaptureFixture[str], written: Any, tmp_path: Path) -> None:
-    mend = "name a file that `grainrank bench --out FILE` (or demo, evaluate) wrote"
+    mend = "a file that `grainrank bench --out FILE` (or demo, evaluate, benchmarks/suite.py) wrote"
     (broken := tmp_path / "broken").write_text("{")
     (binary := tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     for path, expected in (
@@ -193,8 +293,8 @@ def test_files_of_nobody(capsys: pytest.CaptureFixture[str], written: Any, tmp_p
         (str(tmp_path), "cannot be read"),
         (str(broken), "is not JSON"),
         (str(binary), "cannot be read"),
-        (*written({"a": 1}), "is of none of demo, evaluate and bench"),
-        (*written([1]), "is of none of demo, evaluate and bench"),
+        (*written({"a": 1}), "is of none of demo, evaluate, bench and the suite"),
+        (*written([1]), "is of none of demo, evaluate, bench and the suite"),
     ):
         err = refused(capsys, path)
         assert path in err

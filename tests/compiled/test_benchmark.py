@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py` runs, on the simulator: its providers agree, and its results are whole."""
+"""What `benchmarks/gpu.py` measures runs on the simulator: its providers agree and are timed."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ import torch
 from compiled.simulated_cuda import simulated
 from ptxsim.driver import use
 
+from grainrank.bench.verify import Setting
+from grainrank.testing import Shape
+
 NVCC = shutil.which("nvcc") is not None
+SHAPE = Shape(66, 66, 40)
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+def suite(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    return importlib.import_module("gpu")
+    module = importlib.import_module("suite")
+    monkeypatch.setattr(module, "can_measure", lambda: False)  # peaks are of other processes
+    monkeypatch.setattr(module, "DRAWS", 1)
+    return module
 
 
-@pytest.mark.parametrize("name", ["multi_level", "clip"])
-def test_measure(name: str, gpu: Any) -> None:
-    left_out = {"compiled"} if NVCC else {"compiled", "cuda"}
-    providers = {k: v for k, v in gpu.BENCHMARKS[name].items() if k not in left_out}
-    device = torch.device("cpu")
+@pytest.mark.parametrize("loss", ["multi_level", "clip"])
+def test_measure(loss: str, suite: Any) -> None:
+    case = suite.Case(loss, Setting(torch.bfloat16, torch.device("cpu")), "triton")
+    names = ["grainrank_fused", "grainrank_vendor", "dense"]
     with use(80, races=False), simulated(80) if NVCC else contextlib.nullcontext():
-        gpu.check(providers, torch.bfloat16, device, n=66, m=66, d=40)
-        result = gpu.measure(providers, 66, 40, torch.bfloat16, device, rounds=1)
-    base = next(iter(providers))
-    for kind in ("forward", "step"):
-        assert set(result[f"{kind}/seconds"]) == set(providers)
-        assert result[f"{kind}/{base}/{base}"] == 1.0
-        assert all(result[f"{kind}/{provider}/{base}"] > 0 for provider in providers)
+        names += ["grainrank_cuda"] if NVCC else []
+        assert suite.check(case, names, SHAPE) == {}
+        measured = suite.Suite(case, names, [suite.STEP], suite.Limits(None, 60.0, 1))
+        providers = measured.measure(SHAPE)["providers"]
+    assert set(providers) == {*names, "products"}
+    for found in providers.values():
+        assert found["step"]["of_products"] > 0

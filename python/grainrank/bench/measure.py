@@ -13,7 +13,15 @@ from torch import Tensor
 
 from ..testing import Inputs, Shape, make_inputs
 from .losses import SCALE, Loss, dense, ours
-from .memory import can_measure, free_bytes, give_back_freed, peak_apart, peak_of, peak_on_gpu
+from .memory import (
+    OUT_OF_MEMORY,
+    can_measure,
+    free_bytes,
+    give_back_freed,
+    peak_apart,
+    peak_of,
+    peak_on_gpu,
+)
 from .timing import gpu_seconds, interleave, ratio, wall_seconds
 from .verify import Setting, disagreements, inaccuracies, on_device, scale_of
 
@@ -46,13 +54,14 @@ class Plan(NamedTuple):
         plain = dense(self.loss)
         if provider == DENSE:
             return plain
-        return _compiled(plain)
+        return compiled(plain)
 
 
 @functools.cache
-def _compiled(loss: Loss) -> Loss:
-    compiled: Loss = torch.compile(loss, dynamic=False)
-    return compiled
+def compiled(loss: Loss) -> Loss:
+    """By torch.compile, for each shape by itself."""
+    made: Loss = torch.compile(loss, dynamic=False)
+    return made
 
 
 def check(plan: Plan) -> dict[str, list[str]]:
@@ -128,8 +137,8 @@ def _peaks(plan: Plan, shape: Shape, found: dict[str, Any]) -> None:
                 if gpu
                 else peak_apart(peak_of_step, name, plan, shape)
             )
-        except torch.OutOfMemoryError:
-            of_name["skipped"] = "out of memory"
+        except (torch.OutOfMemoryError, MemoryError):
+            of_name["skipped"] = OUT_OF_MEMORY
         except RuntimeError as error:  # of its process: what ended that would end this one
             of_name["skipped"] = str(error).splitlines()[0]
         except OSError as error:
@@ -161,22 +170,31 @@ def _step(name: str, plan: Plan, inputs: Inputs) -> Callable[[], object]:
     """One training step's work for the loss: forward and backward."""
     if name == PRODUCTS:
         return Products(inputs.queries.detach(), inputs.candidates.detach())
-    return partial(_gradients, plan.loss_of(name), inputs, scale_of(plan.setting, SCALE))
+    return partial(gradients, plan.loss_of(name), inputs, scale_of(plan.setting, SCALE))
 
 
-def _gradients(loss: Loss, inputs: Inputs, scale: Tensor) -> tuple[Tensor, ...]:
+def gradients(loss: Loss, inputs: Inputs, scale: Tensor) -> tuple[Tensor, ...]:
+    """Of the queries and the candidates: forward and backward."""
     return torch.autograd.grad(loss(inputs, scale), (inputs.queries, inputs.candidates))
 
 
 class Products:
-    """What no step can do without: the similarities, and both gradients from theirs."""
+    """What no step can do without: the similarities, and both gradients from theirs.
 
-    def __init__(self, q: Tensor, c: Tensor) -> None:
+    `similarities=2`: with the similarities twice, where a loss cannot do with once.
+    """
+
+    def __init__(self, q: Tensor, c: Tensor, similarities: int = 1) -> None:
+        self._similarities = similarities
         self._q, self._c = q, c
         self._s = q.new_empty(len(q), len(c))  # [N, M]
         self._d_q, self._d_c = torch.empty_like(q), torch.empty_like(c)
 
     def __call__(self) -> None:
-        torch.mm(self._q, self._c.t(), out=self._s)
+        for _ in range(self._similarities):
+            self.forward()
         torch.mm(self._s, self._c, out=self._d_q)
         torch.mm(self._s.t(), self._q, out=self._d_c)
+
+    def forward(self) -> None:
+        torch.mm(self._q, self._c.t(), out=self._s)

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 
 _EXIT_SECONDS = 10
+OUT_OF_MEMORY = "out of memory"
+# What PyTorch's allocators and the C++ library say; torch 2.13 has no type of its own for a CPU.
+_REFUSED = ("can't allocate memory", "not enough memory", "std::bad_alloc", "out of memory")
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -72,6 +75,24 @@ def peak_on_gpu(run: Callable[[], Any]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+def limit_memory(more: int) -> None:
+    """This process may allocate `more` bytes over what it has now, and no further; Linux.
+
+    What is over the limit is refused as on a machine whose memory is full, before it is used.
+    """
+    import resource  # is missing on Windows
+
+    most = _status("VmData") + more
+    resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory that was asked for was refused."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(x in str(error).lower() for x in _REFUSED)
+
+
 def can_measure() -> bool:
     """Whether `peak_apart` runs on this system."""
     return os.access(_CLEAR, os.W_OK)
@@ -88,7 +109,8 @@ def peak_apart(work: Callable[..., int], *given: Any) -> int:
     """`work(*given)`, a function of a module, in a new process that does nothing else.
 
     Raises:
-        RuntimeError: `work` raised an error, or the process was killed.
+        MemoryError: memory that `work` asked for was refused.
+        RuntimeError: `work` raised another error, or the process was killed.
         OSError: there is no such process on this system.
     """
     context = multiprocessing.get_context("forkserver")
@@ -111,8 +133,8 @@ def peak_apart(work: Callable[..., int], *given: Any) -> int:
         process.kill()  # if it is still there
         process.join()
         ours.close()
-    if isinstance(answer, str):
-        raise RuntimeError(answer)
+    if isinstance(answer, Exception):
+        raise answer
     return int(answer)
 
 
@@ -122,4 +144,5 @@ def _answer(to: Any, threads: int, work: Callable[..., int], given: tuple[Any, .
     try:
         to.send(work(*given))
     except Exception as error:
-        to.send(f"{type(error).__name__}: {error}")
+        text = f"{type(error).__name__}: {error}"
+        to.send(MemoryError(text) if ran_out(error) else RuntimeError(text))

@@ -67,7 +67,7 @@ def draw(benches: Sequence[dict[str, Any]], path: Path) -> None:
             panel.text(0.5, 0.5, "not measured", ha="center", color=INK, transform=panel.transAxes)
             panel.set_axis_off()
             continue
-        _scales(panel, sorted({n for points in lines.values() for n in points}))
+        scales(panel, sorted({n for points in lines.values() for n in points}))
         panel.set_title(name, fontsize=11, loc="left", color=INK)
         same = {setting.m for setting in settings} == {"M = N"}
         panel.set_xlabel("N = M, queries and candidates" if same else "N, queries", color=INK)
@@ -84,7 +84,7 @@ def _merged(benches: Sequence[dict[str, Any]]) -> _Lines:
         for shape in bench["shapes"]:
             setting = _Setting(
                 machine=bench.get("gpu") or bench["machine"]["cpu"],
-                loss=_loss(bench),
+                loss=loss_of(bench),
                 dtype=bench["dtype"],
                 dim=f"D {shape['dim']}",
                 m="M = N" if square else f"M {shape['m']}",
@@ -95,12 +95,14 @@ def _merged(benches: Sequence[dict[str, Any]]) -> _Lines:
     return lines
 
 
-def _loss(bench: dict[str, Any]) -> str:
+def loss_of(bench: dict[str, Any]) -> str:
+    """Its name, and how many levels."""
     levels = f" of {counted(bench['levels'], 'level')}" if bench["loss"] == "multi_level" else ""
     return f"{bench['loss']} loss{levels}"
 
 
-def _scales(axes: Axes, sizes: list[int]) -> None:
+def scales(axes: Axes, sizes: list[int]) -> None:
+    """Logarithmic, a tick for each size."""
     from matplotlib.ticker import LogLocator
 
     axes.set_xscale("log", base=2)

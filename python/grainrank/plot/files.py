@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-# The keys that tell a file of each subcommand.
+# The keys that tell a file of each subcommand, and of benchmarks/suite.py.
 KEYS = {
     "demo": ("methods", "best_possible_levels_by_rank"),
     "evaluate": ("top_hits_by_rank", "best_by_rank", "by_level"),
+    "suite": ("shapes", "encoder", "left_out"),
     "bench": ("shapes", "loss", "rounds"),
 }
 
@@ -31,11 +32,14 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
     for command, keys in KEYS.items():
         if isinstance(found, dict) and all(key in found for key in keys):
             return command, found
-    raise ValueError(f"{path} is of none of demo, evaluate and bench; {_mend()}")
+    raise ValueError(f"{path} is of none of demo, evaluate, bench and the suite; {_mend()}")
 
 
 def _mend() -> str:
-    return "name a file that `grainrank bench --out FILE` (or demo, evaluate) wrote"
+    return (
+        "name a file that `grainrank bench --out FILE` (or demo, evaluate, benchmarks/suite.py) "
+        "wrote"
+    )
 
 
 def read_all(paths: list[Path]) -> tuple[str, list[dict[str, Any]]]:

@@ -22,9 +22,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "plot",
         help="draw the picture of a JSON file that demo, evaluate or bench wrote",
-        description="Draws the picture of a JSON file that demo, evaluate or bench wrote; several "
-        "files of bench go into one picture. Needs pip install 'grainrank[plot]'. Exit code 0: ok, "
-        "2: it could not run.",
+        description="Draws the picture of a JSON file that demo, evaluate, bench or "
+        "benchmarks/suite.py wrote; several files of bench go into one picture. Needs pip install "
+        "'grainrank[plot]'. Exit code 0: ok, 2: it could not run.",
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="JSON")
     parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture")
@@ -83,6 +83,10 @@ def _draw(command: str, found: list[dict[str, Any]], path: Path) -> None:
         from .report import report_from
 
         draw_evaluation(report_from(found[0]), path)
+    elif command == "suite":
+        from .suite_picture import draw as draw_suite
+
+        draw_suite(found[0], path)
     else:
         from .bench_picture import draw as draw_bench
 
