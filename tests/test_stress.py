@@ -137,7 +137,9 @@ class Curve:
         towers = [torch.randn(12, 8, generator=self.generator, dtype=torch.float64) for _ in "qc"]
         self.weights = [w.to(dtype).requires_grad_() for w in towers]
         self.log_scale = torch.tensor(1.5, dtype=dtype, requires_grad=True)
-        self.optimizer = torch.optim.Adam([*self.weights, self.log_scale], lr=1e-2)
+        learned = [*self.weights, self.log_scale]
+        # Towards one optimum: on a path that steps over edges any two roundings part in the end.
+        self.optimizer = torch.optim.SGD(learned, lr=0.02)
         self.backend = backend
 
     def step(self) -> float:
@@ -167,7 +169,7 @@ def test_ten_thousand_steps_do_not_drift() -> None:
     for step in range(10_000):
         losses = actual.step(), expected.step()
         if step % 500 == 499:
-            assert losses[0] == pytest.approx(losses[1], rel=2e-3), step
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5), step
     for a, e in zip(actual.weights, expected.weights, strict=True):
         difference = (a.detach().double() - e.detach()).abs().max()
-        assert difference < 0.02 * e.detach().abs().max()
+        assert difference < 1e-4 * e.detach().abs().max()
