@@ -100,7 +100,7 @@ template <class T, bool kFull, int kLevels, bool kColumns>
 void gradient_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale,
                     const PairLevels& levels, const T* x, T* g, int64_t begin, int64_t n) {
     using V = Lanes<T>;
-    const auto at = [&](typename V::Float similarity, int64_t j) {
+    const auto at = [&](typename V::Float similarity, int64_t j) GRAINRANK_INLINE_LAMBDA {
         const auto z = logit(similarity, V::splat(scale));
         auto value = pairs.of_row(z, levels.row + j, levels.mixed);
         if constexpr (kColumns)

@@ -13,13 +13,13 @@ struct StepOf {
     F slope;  // by z = x / temperature
 };
 
-// exp(x) for x <= 0, and 0 where it would be denormal.
+// exp(x) for x <= 0, and 0 where it would be denormal. NaN stays NaN.
 template <class T, class F>
 GRAINRANK_INLINE F vanishing(F x) {
 #if defined(__CUDACC__)
     return probability<T>(x);
 #else
-    return x > F{} + ExpConstants<T>::kLowestNormal ? probability<T>(x) : F{};
+    return x <= F{} + ExpConstants<T>::kLowestNormal ? F{} : probability<T>(x);
 #endif
 }
 

@@ -18,8 +18,12 @@
 #define GRAINRANK_INLINE inline __device__
 #elif defined(__GNUC__)
 #define GRAINRANK_INLINE inline __attribute__((always_inline))
+#define GRAINRANK_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define GRAINRANK_INLINE inline
+#endif
+#if !defined(GRAINRANK_INLINE_LAMBDA)
+#define GRAINRANK_INLINE_LAMBDA
 #endif
 #if defined(__CUDA_ARCH__)
 #define GRAINRANK_UNROLL _Pragma("unroll")

@@ -148,11 +148,16 @@ def _joined(
     problem: Problem, joint: Joint, rows: list[Channels], columns: list[Channels], full: bool
 ) -> list[Channels]:
     """The rows' tables with the negatives of the other blocks."""
-    n = problem.batch.queries.shape[0]
+    n, factors = problem.batch.queries.shape[0], problem.batch.factors
     blocks = [columns] if joint.columns else []
     for batch in (joint.queries, joint.candidates):
-        if batch is not None:
-            blocks.append(_tables(batch, problem.backend, full, False, "")[0])
+        if batch is None:
+            continue
+        if factors is not None:  # of level 0 alone, which is all that is taken
+            of_block = factors[:, :1].expand(-1, batch.levels.max_level + 1)
+            batch = batch._replace(factors=of_block)
+        batch = batch._replace(scale=problem.batch.scale, circle=problem.batch.circle)
+        blocks.append(_tables(batch, problem.backend, full, False, "")[0])
     return [
         [
             merge(row, *(_negatives(block[p][f], n, row) for block in blocks))
