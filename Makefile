@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find python csrc kernels -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-oldest native-test bench docs lint clean
+.PHONY: demo test test-oldest native-test stress sanitize fuzz wheelcheck bench docs lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m grainrank demo
@@ -22,10 +22,29 @@ test-oldest:
 	build/oldest/bin/pip install --quiet -c constraints-oldest.txt --no-deps open_clip_torch ftfy wcwidth
 	build/oldest/bin/python -m pytest tests/integrations tests/test_grad_cache.py tests/test_evaluate_models.py
 
+# Ten thousand steps, and as many calls.
+stress: $(VENV)/installed
+	$(BIN)/python -m pytest -m stress
+
 native-test:
 	cmake -S . -B build/native -DGRAINRANK_NATIVE_TESTS=ON $(CMAKE_ARGS)
 	cmake --build build/native --parallel 2
 	ctest --test-dir build/native --output-on-failure
+
+# The C++ under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer; needs gcc.
+sanitize: $(VENV)/installed
+	tests/native/sanitize.sh $(BIN)
+
+# Hostile inputs, other ones every time, so many for each test of tests/fuzz.
+FUZZ_EXAMPLES := 4000
+fuzz: $(VENV)/installed
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz -q
+
+# The sdist, wheels from it, and what they do in fresh environments; WHEELCHECK=--quick: one of them.
+wheelcheck:
+	$(PYTHON) -m venv build/wheelcheck-tools
+	build/wheelcheck-tools/bin/pip install --quiet -r tests/wheelcheck/requirements.txt
+	build/wheelcheck-tools/bin/python tests/wheelcheck/check.py $(WHEELCHECK)
 
 bench: $(VENV)/installed
 	mkdir -p build

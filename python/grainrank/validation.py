@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 MAX_LEVEL = 15
+MAX_ROWS = 2**31 - 1  # what the passes number queries and candidates in
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
@@ -22,6 +23,11 @@ def check_tensor(name: str, value: object) -> Tensor:
         raise TypeError(
             f"{name} must be a torch.Tensor, got {type(value).__name__}; "
             f"convert it with torch.as_tensor({name})"
+        )
+    if value.layout != torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor, got layout {value.layout}; "
+            f"convert it with {name}.to_dense()"
         )
     return value
 
@@ -86,6 +92,11 @@ def check_embeddings(
                 f"{name} must have at least one row and one feature, got {tuple(tensor.shape)}; "
                 f"skip the step for an empty batch"
             )
+        if tensor.shape[0] > MAX_ROWS:
+            raise ValueError(
+                f"{name} must have fewer than 2^31 rows, got {tensor.shape[0]}; "
+                f"pass some of them at a time"
+            )
     if q.shape[1] != c.shape[1]:
         raise ValueError(
             f"candidates must have D = {q.shape[1]} features like queries, got {c.shape[1]}; "
@@ -100,7 +111,7 @@ def check_embeddings(
             )
         wider = torch.promote_types(q.dtype, c.dtype)
         q, c = q.to(wider), c.to(wider)
-    return q, c
+    return q.resolve_neg(), c.resolve_neg()  # a negated view holds other numbers than it shows
 
 
 def check_finite(
@@ -266,5 +277,10 @@ def check_memory(
         )
     if tensor.dtype not in FLOAT_DTYPES:
         raise TypeError(f"memory must be floating, got {tensor.dtype}")
+    if tensor.shape[0] + candidates.shape[0] > MAX_ROWS:
+        raise ValueError(
+            f"memory must leave fewer than 2^31 candidates in all, got {tensor.shape[0]} rows "
+            f"behind {candidates.shape[0]} candidates; keep a smaller queue"
+        )
     check_device("memory", tensor, candidates.device)
     return tensor.detach() if tensor.shape[0] > 0 or may_be_empty else None

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as unit_rows
 
-from ..validation import MAX_LEVEL, check_device, check_length, check_tensor
+from ..validation import (
+    MAX_LEVEL,
+    check_count,
+    check_device,
+    check_integers,
+    check_length,
+    check_tensor,
+)
 from .base import LevelSource
 
 _BLOCK = 2**22  # similarities at a time
@@ -31,9 +38,9 @@ class SimilarityBands(LevelSource):
     L is at most 15.
 
     Raises:
-        TypeError: references that are not floating tensors.
+        TypeError: references that are not floating tensors, thresholds that are not numbers.
         ValueError: shapes that do not fit each other, thresholds that are not ascending, L = 0 or
-            above 15.
+            above 15; a positive outside `0..M - 1`, quantiles outside 0..1.
 
     Source:
         ELVA, arXiv 2606.20280: negatives ranked by their similarity to the positive.
@@ -53,7 +60,7 @@ class SimilarityBands(LevelSource):
         normalize: bool = True,
     ) -> None:
         q, c = check_references(query_reference, candidate_reference, normalize)
-        t = torch.as_tensor(thresholds, dtype=torch.float32, device=q.device).detach()
+        t = _numbers("thresholds", thresholds, q.device)
         given = tuple(t.shape)
         t = t[None] if t.dim() == 1 else t
         if t.dim() != 2 or t.shape[0] not in (1, q.shape[0]) or not 1 <= t.shape[1] <= MAX_LEVEL:
@@ -109,10 +116,19 @@ class SimilarityBands(LevelSource):
             [[2, 1, 0], [1, 2, 1], [0, 1, 2]]
         """
         reference = check_tensor("candidate_reference", candidate_reference)
+        if num_queries is not None:
+            check_count("num_queries", num_queries)
         if positives is None:
             queries = reference[:num_queries]
         else:
-            queries = reference[check_tensor("positives", positives)]
+            at = check_integers("positives", positives, "[N]", 1).long()
+            size = reference.shape[0]
+            if at.numel() > 0 and not 0 <= int(at.min()) <= int(at.max()) < size:
+                raise ValueError(
+                    f"positives must lie in 0..{size - 1}, rows of candidate_reference, "
+                    f"got {int(at.min())}..{int(at.max())}"
+                )
+            queries = reference[at]
         return cls(queries, reference, thresholds, normalize)
 
     @classmethod
@@ -133,10 +149,19 @@ class SimilarityBands(LevelSource):
             >>> SimilarityBands.from_quantiles(c[:1], c, [0.5, 0.75]).block(0, 1, 4).tolist()
             [[2, 1, 0, 0]]
         """
-        if not all(0 <= x <= 1 for x in quantiles) or list(quantiles) != sorted(quantiles):
-            raise ValueError(f"quantiles must be ascending in 0..1, got {list(quantiles)}")
+        given = _numbers("quantiles", quantiles, torch.device("cpu")).tolist()
+        inside = isinstance(given, list) and all(
+            isinstance(x, float) and 0 <= x <= 1 for x in given
+        )
+        if not inside or not 1 <= len(given) <= MAX_LEVEL or given != sorted(given):
+            raise ValueError(
+                f"quantiles must be 1 to {MAX_LEVEL} numbers, ascending in 0..1, got {quantiles}"
+            )
         q, c = check_references(query_reference, candidate_reference, normalize)
         m = c.shape[0]
+        for name, x in (("query_reference", q), ("candidate_reference", c)):
+            if x.shape[0] == 0:
+                raise ValueError(f"{name} must have at least one row, got none")
         at = [round(x * m) for x in quantiles]
         rows = max(1, _BLOCK // m)
         thresholds = []
@@ -178,6 +203,16 @@ class SimilarityBands(LevelSource):
             thresholds = column(thresholds)
         tensors = q, column(c), thresholds
         return SimilarityBands.from_tensors(self.side, tensors, self.own_thresholds)
+
+
+def _numbers(name: str, values: Sequence[float] | Tensor, device: torch.device) -> Tensor:
+    """In float32, detached."""
+    if isinstance(values, Tensor) and values.is_complex():
+        raise TypeError(f"{name} must be real numbers, got {values.dtype}")
+    try:
+        return torch.as_tensor(values, dtype=torch.float32, device=device).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be numbers or a tensor of them, got {values!r}") from error
 
 
 def check_references(

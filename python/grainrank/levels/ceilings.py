@@ -38,6 +38,12 @@ class FalseNegativeMargin(LevelSource):
         self.max_level = base.max_level
         self.margin = float(margin)
         self.relative = relative
+        for name, pair in (("reference", reference), ("curated", curated)):
+            if pair is not None and not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+                raise TypeError(
+                    f"{name} must be a pair (of the queries, of the candidates), "
+                    f"got {type(pair).__name__}"
+                )
         self.reference = None if reference is None else check_references(*reference, True)
         self.curated: Pair | None = None
         if curated is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..validation import check_device, check_integers
+from ..validation import MAX_ROWS, check_device, check_integers
 from .base import LevelSource
 from .dense import level_limit
 
@@ -28,9 +28,10 @@ class SparseLevels(LevelSource):
     The data is read and sorted once, here; both compressed rows and columns are kept.
 
     Raises:
-        TypeError: tensors that are not integers.
+        TypeError: tensors, or an M, that are not integers.
         ValueError: an `indptr` that is not one of compressed rows, a candidate outside `0..M - 1`,
-            a pair that is given twice, a level below -1 or above L, an L outside 1..15.
+            a pair that is given twice, a level below -1 or above L, an L outside 1..15, an M below
+            0 or of 2^31 or more.
 
     Example:
         >>> levels = SparseLevels.from_qrels(
@@ -48,6 +49,10 @@ class SparseLevels(LevelSource):
         num_candidates: int,
         max_level: int | None = None,
     ) -> None:
+        if isinstance(num_candidates, bool) or not isinstance(num_candidates, int):
+            raise TypeError(f"num_candidates must be an int, got {type(num_candidates).__name__}")
+        if not 0 <= num_candidates <= MAX_ROWS:
+            raise ValueError(f"num_candidates must lie in 0..2^31 - 1, got {num_candidates}")
         ends = check_integers("indptr", indptr, "[N + 1]", 1).long()
         column = check_integers("indices", indices, "[nnz]", 1).long()
         value = check_integers("levels", levels, "[nnz]", 1)
