@@ -7,8 +7,8 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstdlib>
 #include <cstring>
+#include <new>
 
 #include "huge_pages.h"
 #include "parallel.h"
@@ -192,13 +192,15 @@ int multiply_groups(void* context, int64_t begin, int64_t end) {
     return 0;
 }
 
+constexpr std::align_val_t kAlignment{64};
+
 struct Memory {
     explicit Memory(int64_t words) {
-        const std::size_t bytes = (words * sizeof(uint32_t) + 63) / 64 * 64;
-        values = static_cast<uint32_t*>(std::aligned_alloc(64, bytes));
+        const auto bytes = static_cast<std::size_t>(words) * sizeof(uint32_t);
+        values = static_cast<uint32_t*>(::operator new(bytes, kAlignment, std::nothrow));
         if (values) advise_huge_pages(reinterpret_cast<std::uintptr_t>(values), bytes);
     }
-    ~Memory() { std::free(values); }
+    ~Memory() { ::operator delete(values, kAlignment); }
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
     uint32_t* values;

@@ -449,8 +449,7 @@ template <class T>
 GRAINRANK_INLINE void prefetch(const Block<T>& block, int64_t r, int64_t begin) {
     if (r >= block.rows) return;
     const T* row = block.similarities + r * block.row_stride + begin;
-    for (int64_t j = 0; j < kStrip; j += 64 / static_cast<int64_t>(sizeof(T)))
-        __builtin_prefetch(row + j);
+    for (int64_t j = 0; j < kStrip; j += 64 / static_cast<int64_t>(sizeof(T))) fetch_ahead(row + j);
 }
 
 template <class T, bool kAll, int kLevels>

@@ -48,6 +48,15 @@ GRAINRANK_INLINE T multiply_add(T a, T b, T c) {
 #endif
 }
 
+// Asks for the cache line, where there is a way to.
+GRAINRANK_INLINE void fetch_ahead(const void* address) {
+#if defined(__GNUC__) && !defined(__CUDACC__)
+    __builtin_prefetch(address);
+#else
+    (void)address;
+#endif
+}
+
 template <class T>
 struct IntegerOf;
 template <>
