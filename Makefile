@@ -36,7 +36,7 @@ sanitize: $(VENV)/installed
 	tests/native/sanitize.sh $(BIN)
 
 # Hostile inputs, other ones every time, so many for each test of tests/fuzz.
-FUZZ_EXAMPLES := 4000
+FUZZ_EXAMPLES := 2500
 fuzz: $(VENV)/installed
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz -q
 

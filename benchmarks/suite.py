@@ -11,12 +11,14 @@ The JSON is written after each shape; `python -m grainrank plot FILE --out PNG` 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,10 +232,12 @@ def run(
     limits: Limits,
     out: Path,
     wanted: Sequence[str] | None = None,
+    busy_processes: int = 0,
 ) -> dict[str, Any]:
     """Checks, measures, and writes the result after each shape."""
     names, left_out = providers_of(case, wanted)
     found = _header(case, kinds, limits, names, left_out)
+    found["busy_processes"] = busy_processes
     found["wrong"] = wrong = check(case, names)
     found["ok"] = not {OURS, DENSE} & set(wrong)
     _save(found, out)
@@ -308,8 +312,24 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS",
                       help="of a step; a slower provider is left out of larger shapes "
                       "(default 60)")  # fmt: skip
+    made.add_argument("--busy", type=int, default=0, metavar="P",
+                      help="other processes that keep a core busy each meanwhile, as on a shared "
+                      "machine (default 0)")  # fmt: skip
     made.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON")
     return made
+
+
+@contextlib.contextmanager
+def busy(processes: int) -> Iterator[None]:
+    """Other processes that compute meanwhile."""
+    command = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(command) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -327,10 +347,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Each D by itself, the small N first: what was too slow is so for the larger N.
         return [Shape(n, n, d, LEVELS) for d, n in itertools.product(given.d, sorted(sizes))]
 
-    found = run(
-        case, shapes(given.n), shapes(given.encoder_n), given.kinds,
-        Limits(memory, given.time_limit, given.rounds), given.out, wanted,
-    )  # fmt: skip
+    with busy(given.busy):
+        found = run(
+            case, shapes(given.n), shapes(given.encoder_n), given.kinds,
+            Limits(memory, given.time_limit, given.rounds), given.out, wanted, given.busy,
+        )  # fmt: skip
     return report(found, given.out)
 
 

@@ -34,6 +34,7 @@ class Batch(NamedTuple):
     circle: float | None = None
     workspace_mb: float = 0.0  # 0: the default
     product: Product = "auto"
+    skip_below: float = 0.0  # of the largest gradient of a logit: tiles below are left out
     shards: Shards | None = None  # the other ranks' parts; None: there are none
     arrival: Arrival | None = None  # candidates of other ranks that are on their way
     d_candidates: Tensor | None = None  # [M, D]: where this gradient goes; None: new memory

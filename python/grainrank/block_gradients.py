@@ -11,6 +11,7 @@ from torch import Tensor
 from .operands import Operand
 from .row_blocks import Block, Channel, RowBlocks, Rows
 from .table_sets import Gradients, Needs
+from .tile_products import TileProducts
 
 
 class _Pairs(NamedTuple):
@@ -172,19 +173,38 @@ class GradientSums:
         elif self._scale_from == "queries":
             d_queries = self.passes.empty(*queries.values.shape)
         first = 0
-        for g, last in zip(gradients, batch.prefixes, strict=True):
+        for p, (g, last) in enumerate(zip(gradients, batch.prefixes, strict=True)):
             here = slice(first, last)
-            if d_queries is not None:
-                self.passes.product_(d_queries[:, here], g, self.candidates.values[:, here])
-            if needs.candidates:
-                d_candidates, values = self.d_candidates[:, here], queries.values[:, here]
-                so_far = d_candidates if item.start > 0 else None
-                self.passes.product_(d_candidates, g[:, :m].t(), values, add=so_far)
+            d_candidates = self.d_candidates[:, here] if needs.candidates else None
+            values = queries.values[:, here]
+            tiles = self._tiles(item, g, p)
+            if tiles is not None:
+                if d_candidates is not None and item.start == 0:
+                    d_candidates.zero_()
+                if d_queries is not None:
+                    tiles.queries_(self.passes, d_queries[:, here], self.candidates.values[:, here])
+                if d_candidates is not None:
+                    tiles.candidates_(self.passes, d_candidates, values)
+            else:
+                if d_queries is not None:
+                    self.passes.product_(d_queries[:, here], g, self.candidates.values[:, here])
+                if d_candidates is not None:
+                    so_far = d_candidates if item.start > 0 else None
+                    self.passes.product_(d_candidates, g[:, :m].t(), values, add=so_far)
             first = last
         if d_queries is not None:
             dots = queries.finish_(d_queries, batch.prefixes, row_moments, self.passes, self._unit)
             if self._scale_from == "queries":
                 self._d_scale += dots.sum(dtype=torch.float64)
+
+    def _tiles(self, item: Rows, gradient: Tensor, prefix: int) -> TileProducts | None:
+        """The products of a block without what is negligible; None: of all of it."""
+        below = self._blocks.negligible
+        if below is None:
+            return None
+        inverse = item.queries.inverse, self.candidates.inverse
+        of_rows, of_columns = (None if x is None else x[prefix:].amin(dim=0) for x in inverse)
+        return TileProducts(gradient, below, of_rows, of_columns)
 
     @property
     def _scale_from(self) -> str:

@@ -48,6 +48,7 @@ class CpuPasses:
     moment_rows: int = _native.MOMENT_ROWS
     fused = False
     overwrites = True
+    skips_tiles = True
     row_multiple = 1
     column_table_bytes = 0.0
 

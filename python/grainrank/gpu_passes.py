@@ -17,6 +17,7 @@ class GpuPasses:
 
     factored = True
     overwrites = False
+    skips_tiles = False
     product_ = staticmethod(product_)
 
     def __init__(self, batch: Batch) -> None:

@@ -25,7 +25,7 @@ _library = torch.library.Library("grainrank", "FRAGMENT")
 _BATCH = (
     "Tensor queries, Tensor candidates, Tensor scale, Tensor? factors, Tensor? memory, "
     "Tensor[] level_data, str level_kind, bool normalize, int[] dims, "
-    "float? circle, float workspace_mb, str product, str backend"
+    "float? circle, float workspace_mb, str product, float skip_below, str backend"
 )
 
 
@@ -55,7 +55,7 @@ _library.define(
 )
 
 _Tensors = tuple[Tensor, ...]
-_INPUTS = 13  # of _BATCH
+_INPUTS = 14  # of _BATCH
 
 
 def arguments(batch: Batch, backend: str) -> tuple[Any, ...]:
@@ -64,7 +64,7 @@ def arguments(batch: Batch, backend: str) -> tuple[Any, ...]:
     return (
         batch.queries, batch.candidates, batch.scale, batch.factors, batch.memory,
         list(levels.tensors), levels.kind, batch.normalize, list(batch.dims),
-        batch.circle, batch.workspace_mb, batch.product, backend,
+        batch.circle, batch.workspace_mb, batch.product, batch.skip_below, backend,
     )  # fmt: skip
 
 
@@ -81,12 +81,13 @@ def _batch(
     circle: float | None,
     workspace_mb: float,
     product: Product,
+    skip_below: float,
     backend: str,
 ) -> tuple[Batch, str]:
     levels = from_parts(level_kind, level_data)
     return Batch(
         queries, candidates, scale, levels, normalize, factors, memory, tuple(dims), circle,
-        workspace_mb, product,
+        workspace_mb, product, skip_below=skip_below,
     ), backend  # fmt: skip
 
 

@@ -93,6 +93,8 @@ class Passes(RowPasses, Protocol):
     fused: bool
     #: Whether gradients are written over the similarities even in a narrower dtype.
     overwrites: bool
+    #: Whether the products of a block may go tile by tile, as the host can look at them.
+    skips_tiles: bool
     #: Rows of a block are a multiple of so many columns apart.
     row_multiple: int
     #: What the column tables of a block need besides, for each of its rows and columns.
@@ -212,6 +214,13 @@ class RowBlocks:
         """Whether the passes give the gradient of the scale: they round that of the product."""
         rounds = self.passes.overwrites and self.passes.operand_dtype != self.batch.dtype
         return self._with_gradients and rounds
+
+    @functools.cached_property
+    def negligible(self) -> Tensor | None:
+        """Below this a gradient may be left out of the products; None: all are computed."""
+        if self._bound is None or self.batch.skip_below == 0 or not self.passes.skips_tiles:
+            return None
+        return self.batch.skip_below * self._bound
 
     @functools.cached_property
     def unit(self) -> Tensor | None:

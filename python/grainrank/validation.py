@@ -149,6 +149,10 @@ def check_scale(
         return scale if temperature is None else 1.0 / scale
     number = check_number(name, value, or_tensor=True)
     number = number if temperature is None else 1.0 / number
+    if number > torch.finfo(dtype).max:
+        raise ValueError(
+            f"{name} must give a logit scale that {dtype} holds, got {value}, a scale of {number:g}"
+        )
     return torch.full((), number, dtype=dtype, device=like.device)
 
 
@@ -156,7 +160,10 @@ def check_scalar(name: str, value: object, like: Tensor) -> Tensor:
     """A number or a tensor with one element as a 0-d tensor like `like`; differentiable."""
     if isinstance(value, Tensor):
         return _scalar_tensor(name, value, like.dtype, like.device)
-    return torch.full_like(like, check_number(name, value, low=-math.inf, or_tensor=True))
+    number = check_number(name, value, low=-math.inf, or_tensor=True)
+    if abs(number) > torch.finfo(like.dtype).max:
+        raise ValueError(f"{name} must be a number that {like.dtype} holds, got {value}")
+    return torch.full_like(like, number)
 
 
 def _scalar_tensor(name: str, value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -192,6 +199,18 @@ def check_workspace(workspace_mb: float | None) -> float:
     if not (math.isfinite(workspace_mb) and workspace_mb > 0):
         raise ValueError(f"workspace_mb must be positive and finite, got {workspace_mb}")
     return float(workspace_mb)
+
+
+def check_skip_below(skip_below: float | None) -> float:
+    """A share, 0 for None."""
+    if skip_below is None:
+        return 0.0
+    share = check_number("skip_below", skip_below)
+    if share >= 1:
+        raise ValueError(
+            f"skip_below must be below 1, a share of the largest gradient of a logit, got {share}"
+        )
+    return share
 
 
 def check_numbers(name: str, values: object, *, positive: bool = False) -> Tensor:

@@ -22,7 +22,7 @@ _SHARED = settings(
 settings.register_profile(
     "few",
     _SHARED,
-    max_examples=25,
+    max_examples=50,
     derandomize=True,
     database=None,
     phases=[Phase.explicit, Phase.generate],

@@ -17,12 +17,26 @@ from grainrank import (
     multi_level_ranking_loss,
     multi_similarity_loss,
     positive_ranks,
+    siglip_loss,
+    smooth_ap_loss,
+    smooth_ndcg_loss,
+    smooth_recall_loss,
 )
 
 N, M, D = 5, 7, 4
 Q = torch.randn(N, D, generator=inputs.generator(0))
 C = torch.randn(M, D, generator=inputs.generator(1))
 BACKENDS = pytest.mark.parametrize("backend", ["cpu", "reference"])
+
+
+@BACKENDS
+@pytest.mark.parametrize("function", [smooth_ap_loss, smooth_ndcg_loss, smooth_recall_loss])
+def test_smooth_ranks_do_not_hide_a_nan(function: Any, backend: Any) -> None:
+    """A step at NaN was 0 in the C++."""
+    bad = Q.clone()
+    bad[2, 1] = torch.nan
+    losses = function(bad, C, reduction="none", backend=backend)
+    assert losses.isnan().tolist() == [i == 2 for i in range(N)]
 
 
 @pytest.mark.parametrize("ties", ["first", "last", "optimistic", "pessimistic"])
@@ -41,6 +55,23 @@ def test_exact_ranks_in_every_dtype(
     )
     assert torch.equal(got.similarity, expected.similarity)
     assert torch.equal(got.above, expected.above)
+
+
+@BACKENDS
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 1e-300}, r"temperature must give a logit scale that torch\.float32 holds"),
+        ({"logit_scale": 1e300}, r"logit_scale must give .*, got 1e\+300"),
+        ({"temperature": 1.0, "logit_bias": -1e300}, r"logit_bias must be a number that"),
+    ],
+    ids=["temperature", "scale", "bias"],
+)
+def test_numbers_beyond_float32(options: dict[str, Any], message: str, backend: Any) -> None:
+    """They were an error of torch's that named no argument."""
+    with pytest.raises(ValueError, match=message):
+        siglip_loss(Q, C, backend=backend, **options)
+    assert siglip_loss(Q.double(), C.double(), backend=backend, **options).dim() == 0
 
 
 def similarities(a: Tensor, b: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ CASES: dict[str, tuple[Any, type[Exception], str]] = {
     "thresholds None": (lambda: SimilarityBands(Q, C, None), TypeError, "thresholds must be numbers"),
     "thresholds of text": (lambda: SimilarityBands(Q, C, ["high"]), TypeError, r"thresholds must be numbers .*got \['high'\]"),
     "complex thresholds": (lambda: SimilarityBands(Q, C, torch.tensor([1j])), TypeError, "thresholds must be real"),
-    "no quantiles": (lambda: SimilarityBands.from_quantiles(Q, C, []), ValueError, "quantiles must be 1 to 15 numbers"),
+    "no quantiles": (lambda: SimilarityBands.from_quantiles(Q, C, []), ValueError, r"quantiles must be ascending in 0\.\.1, 1 to 15 numbers, got \[\]"),
     "one quantile": (lambda: SimilarityBands.from_quantiles(Q, C, 0.5), ValueError, "quantiles .* got 0.5"),
     "NaN quantile": (lambda: SimilarityBands.from_quantiles(Q, C, [float("nan")]), ValueError, r"quantiles .* got \[nan\]"),
     "quantiles of nothing": (lambda: SimilarityBands.from_quantiles(Q, C[:0], [0.5]), ValueError, "candidate_reference must have at least one row"),

@@ -155,7 +155,7 @@ class SimilarityBands(LevelSource):
         )
         if not inside or not 1 <= len(given) <= MAX_LEVEL or given != sorted(given):
             raise ValueError(
-                f"quantiles must be 1 to {MAX_LEVEL} numbers, ascending in 0..1, got {quantiles}"
+                f"quantiles must be ascending in 0..1, 1 to {MAX_LEVEL} numbers, got {quantiles}"
             )
         q, c = check_references(query_reference, candidate_reference, normalize)
         m = c.shape[0]

@@ -23,6 +23,7 @@ from ..validation import (
     check_memory,
     check_numbers,
     check_scale,
+    check_skip_below,
     check_workspace,
     constants,
 )
@@ -77,6 +78,13 @@ class SharedOptions(TypedDict, total=False):
         Losses that need the similarities twice (`direction="symmetric"`, `reduction="none"`, heads
         of your own) keep as much of them, up to 64 MiB or `workspace_mb`, from the forward to the
         backward, and multiply only the rest again.
+    skip_below: leave out of the products dQ and dC, on the CPU, tiles of 256 x 256 pairs in which
+        the gradient of every logit is below this share of the largest that a logit can have. Each
+        pair left out changes the gradient of its two rows by less than `skip_below * largest *
+        scale`, whatever else is in them; `largest` is the sum of the level weights over the number
+        of rows, for a loss of softmax terms. The loss itself does not change. It saves up to two
+        products of three where similar items stand together in the batch and the temperature is
+        low; 2**-12 is a usual choice. None (default): nothing is left out. GPUs compute all.
     group: the ranks whose batches are one: a `ProcessGroup`, or a `DeviceMesh` with one dimension.
         Queries, candidates, keys and memory are this rank's part, of any size, also none; every
         rank returns the loss of the whole batch (of `reduction="none"` its own rows). Under DDP or
@@ -102,6 +110,7 @@ class SharedOptions(TypedDict, total=False):
     backend: Backend
     product: Product
     workspace_mb: float | None
+    skip_below: float | None
     group: ProcessGroup | DeviceMesh | None
     transport: Transport
     nan: NanPolicy
@@ -155,6 +164,7 @@ def prepare(
     backend: Backend = "auto",
     product: Product = "auto",
     workspace_mb: float | None = None,
+    skip_below: float | None = None,
     group: Any = None,
     transport: Transport = "gather",
     nan: NanPolicy = "propagate",
@@ -241,6 +251,7 @@ def prepare(
         dims=dims,
         workspace_mb=workspace,
         product=product,
+        skip_below=check_skip_below(skip_below),
         shards=shards,
     )
     batch = resolve_ceilings(batch, backend, columns=direction in ("symmetric", "joint"))
