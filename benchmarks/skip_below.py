@@ -25,8 +25,8 @@ from grainrank.machine import instruction_sets, machine_header
 
 N, D, GROUPS, NOISE = 8192, 768, 16, 0.33
 SHARE = 2.0**-12
-TEMPERATURES = (0.02, 0.05, 0.1)
-ROUNDS = 5
+TEMPERATURES = (0.02, 0.05)
+ROUNDS = 3
 
 
 def embeddings(shuffled: bool) -> tuple[Tensor, Tensor]:

@@ -341,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     memory = int(limit * GIB) if limit is not None else (free_bytes(device) or 0) // 2
     setting = Setting(getattr(torch, given.dtype), device, LEVELS)
     case = Case(given.loss, setting, auto_backend("cpu"))
-    wanted = None if given.providers is None else [OURS, DENSE, *given.providers]
+    wanted = None if given.providers is None else [OURS, *given.providers]
 
     def shapes(sizes: Sequence[int]) -> list[Shape]:
         # Each D by itself, the small N first: what was too slow is so for the larger N.

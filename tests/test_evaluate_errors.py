@@ -37,7 +37,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "twice": "0 0 1 1\n0 0 1 2\n", "others": "q1 0 d1 1\n", "negatives": "0 0 1 0\n",
         "high": "0 0 1 16\n", "spaces.txt": "a b\nc\n", "same.txt": "a\na\n",
         "q.tsv": "shop\titem\na\tb\na\tc\n", "c.tsv": "shop\tline\na\tb\na\tc\na\td\n",
-        "short.tsv": "shop\titem\na\na\tc\n", "q.csv": "shop,item\na,b\na,c\n", "q.parquet": "",
+        "one.tsv": "a\tb\na\tc\n", "short.tsv": "shop\titem\na\na\tc\n",
+        "q.csv": "shop,item\na,b\na,c\n", "q.parquet": "",
     }  # fmt: skip
     for name, text in texts.items():
         Path(name).write_text(text)
@@ -125,6 +126,8 @@ ERRORS = {
     "one row for each of the 2 queries, got 3",
     f"{FILES} --query-grains q-keys.npy --candidate-grains one-key.npy": "--candidate-grains must "
     "have the 2 grains of --query-grains, got 1",
+    f"{FILES} --query-grains one.tsv --candidate-grains one.tsv": "--query-grains must have "
+    "one row for each of the 2 queries below its header, which names the grains, got 1",
     f"{FILES} --query-grains q.tsv --candidate-grains q.csv": "--candidate-grains must be a file "
     "like --query-grains, .tsv, got q.csv",
     f"{FILES} --query-grains q.parquet --candidate-grains q.parquet": "--query-grains must be "

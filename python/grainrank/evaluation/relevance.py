@@ -85,8 +85,9 @@ def grain_levels(
         ("--candidate-grains", c, shape[1], "candidates"),
     ):
         if len(keys) != count:
+            below = "" if queries.suffix == ".npy" else " below its header, which names the grains"
             raise ValueError(
-                f"{option} must have one row for each of the {count} {of}, got {len(keys)}"
+                f"{option} must have one row for each of the {count} {of}{below}, got {len(keys)}"
             )
     if q.shape[1] != c.shape[1]:
         raise ValueError(
