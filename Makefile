@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find python csrc kernels -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test test-oldest native-test stress sanitize fuzz wheelcheck bench docs lint clean
+.PHONY: demo test test-oldest native-test stress sanitize fuzz mutation wheelcheck bench docs lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m grainrank demo
@@ -39,6 +39,10 @@ sanitize: $(VENV)/installed
 FUZZ_EXAMPLES := 2500
 fuzz: $(VENV)/installed
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz -q
+
+# One line of the kernels and passes changed at a time: a test has to fail. Long; goes on where it stopped.
+mutation: $(VENV)/installed
+	$(BIN)/python tests/mutation/check.py --resume
 
 # The sdist, wheels from it, and what they do in fresh environments; WHEELCHECK=--quick: one of them.
 wheelcheck:

@@ -3,7 +3,8 @@
 `python benchmarks/elva.py --tune` tries elva_recipes.GRID on validation queries with one seed;
 `python benchmarks/elva.py` trains the setting of each method that did best there with three seeds,
 and looks at the test queries. Each writes its section of benchmarks/results/elva.json and keeps the
-other.
+other. What a command that was stopped has finished is kept beside the file: the same command does
+the rest.
 
 All methods begin with the same weights: those that the multi-level loss has reached, trained until
 its learning rate has come down to 0. They then take the same number of steps of the same size with
@@ -19,6 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,13 @@ from torch.nn.functional import normalize
 
 import grainrank
 from grainrank import GrainKeys, metrics, positive_ranks
+from grainrank.checkpoints import (
+    Checkpoints,
+    FileError,
+    read_results,
+    require_room,
+    write_atomically,
+)
 from grainrank.machine import machine_header
 from grainrank.rl import margin_reward, ranking_reward, weighted_reward
 from grainrank.rl.grpo import group_advantages, grpo_loss
@@ -201,22 +210,45 @@ def evaluate(model: Model, task: Task, name: str) -> Values:
 
 
 def runs_of_seed(
-    task: Task, seed: int, epochs: int, steps: int, recipes: Sequence[Recipe], splits: Sequence[str]
+    task: Task,
+    seed: int,
+    epochs: int,
+    steps: int,
+    recipes: Sequence[Recipe],
+    splits: Sequence[str],
+    checkpoints: Checkpoints,
 ) -> list[dict[str, Any]]:
     """The supervised start and what becomes of it: seconds, metrics by split, rewards."""
-    began = time.monotonic()
-    model = supervised_start(task, seed, epochs)
+    facts = {"task": task.label, "epochs": epochs, "seed": seed, "splits": list(splits)}
+    facts["threads"] = torch.get_num_threads()  # hang on it in the last bits
+    kept = [
+        checkpoints.of(f"continued-seed{seed}", recipe=asdict(recipe), steps=steps, **facts)
+        for recipe in recipes
+    ]
+    runs = [checkpoint.load() for checkpoint in kept]
+    missing = [i for i, run in enumerate(runs) if run is None]
+    start = checkpoints.of(f"start-seed{seed}", **facts)
+    saved, model = start.load(), Model(seed)
+    checkpoints.announce(len(runs) - len(missing) + (saved is not None), 1 + len(runs))
+    if saved is None:
+        began = time.monotonic()
+        model = supervised_start(task, seed, epochs)
+        found = _found(model, task, splits, began, [])
+        start.save({"found": found, "model": model.state_dict()})
+    else:
+        found = saved["found"]
+        model.load_state_dict(saved["model"])
     batches = {
         graded: batches_of(model, task, seed, steps, graded)
-        for graded in {recipe.graded for recipe in recipes}
+        for graded in {recipes[i].graded for i in missing}
     }
-    found = [_found(model, task, splits, began, [])]
-    for recipe in recipes:
+    for i in missing:
         began = time.monotonic()
-        other, rewards = continued(model, task, recipe, batches[recipe.graded], seed)
-        found.append(_found(other, task, splits, began, rewards))
-        print(f"{task.label}, seed {seed}: {len(found) - 1} of {len(recipes)}", file=sys.stderr)
-    return found
+        other, rewards = continued(model, task, recipes[i], batches[recipes[i].graded], seed)
+        runs[i] = _found(other, task, splits, began, rewards)
+        kept[i].save(runs[i])
+        print(f"{task.label}, seed {seed}: {i + 1} of {len(recipes)}", file=sys.stderr)
+    return [found, *runs]
 
 
 def _found(
@@ -227,10 +259,16 @@ def _found(
     return {"seconds": seconds, "metrics": of_splits, "rewards": [round(r, 4) for r in rewards]}
 
 
-def tuning(task: Task, epochs: int, steps: int, grid: dict[str, list[Recipe]]) -> dict[str, Any]:
+def tuning(
+    task: Task,
+    epochs: int,
+    steps: int,
+    grid: dict[str, list[Recipe]],
+    checkpoints: Checkpoints,
+) -> dict[str, Any]:
     plan = [(method, recipe) for method, recipes in grid.items() for recipe in recipes]
     start, *runs = runs_of_seed(
-        task, 0, epochs, steps, [recipe for _, recipe in plan], ["validation"]
+        task, 0, epochs, steps, [recipe for _, recipe in plan], ["validation"], checkpoints
     )
     return {
         "machine": machine_header(),
@@ -248,12 +286,17 @@ def tuning(task: Task, epochs: int, steps: int, grid: dict[str, list[Recipe]]) -
 
 
 def testing(
-    task: Task, epochs: int, steps: int, methods: dict[str, Recipe], seeds: int
+    task: Task,
+    epochs: int,
+    steps: int,
+    methods: dict[str, Recipe],
+    seeds: int,
+    checkpoints: Checkpoints,
 ) -> dict[str, Any]:
     """Of the start and each method: mean, standard deviation and runs of every metric."""
     splits = [name for name in task.splits if name.startswith("test")]
     runs = [
-        runs_of_seed(task, seed, epochs, steps, list(methods.values()), splits)
+        runs_of_seed(task, seed, epochs, steps, list(methods.values()), splits, checkpoints)
         for seed in range(seeds)
     ]
     return {
@@ -301,24 +344,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick and options.out == RESULT:
         parser.error("--quick needs --out: its figures are not those of the documents")
 
-    found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    folder = options.out.with_suffix(".checkpoints")
+    checkpoints = Checkpoints(folder, "elva", sources=Path(__file__).parent)
+    try:
+        require_room(options.out)
+        _run(options, checkpoints, parser)
+    except FileError as error:
+        parser.exit(1, f"elva: {error}\n")
+
+
+def _run(
+    options: argparse.Namespace, checkpoints: Checkpoints, parser: argparse.ArgumentParser
+) -> None:
+    found = read_results(options.out)
     found |= {"what": "reinforcement learning with verifiable rewards after a supervised start"}
     grid = {key: recipes[:1] for key, recipes in GRID.items()} if options.quick else GRID
     steps, seeds = (2, 1) if options.quick else (STEPS, SEEDS)
     for name in options.tasks:
         make, epochs = TASKS[name]
-        epochs, task = 1 if options.quick else epochs, make()
+        try:
+            epochs, task = 1 if options.quick else epochs, make()
+        except (ModuleNotFoundError, RuntimeError) as error:
+            parser.exit(1, f"elva: {error}\n")
         if options.tune:
-            found.setdefault("tuning", {})[name] = tuning(task, epochs, steps, grid)
+            found.setdefault("tuning", {})[name] = tuning(task, epochs, steps, grid, checkpoints)
         elif name not in found.get("tuning", {}):
             parser.error(f"{options.out} has no tuning of {name}: run --tune first")
         else:
             methods = chosen(found["tuning"][name], grid)
-            section = testing(task, epochs, steps, methods, seeds)
+            section = testing(task, epochs, steps, methods, seeds, checkpoints)
             found.setdefault("testing", {})[name] = section
             for split in section["queries"]:
                 print(task.label, split, table(section["methods"], split), sep="\n\n", end="\n\n")
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        with checkpoints.writing(options.out):
+            write_atomically(options.out, (json.dumps(found, indent=1) + "\n").encode())
+    checkpoints.clear()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 `python benchmarks/train_ranks.py --tune` trains every setting of rank_recipes.GRID with one seed
 and looks at validation queries; `python benchmarks/train_ranks.py` trains rank_recipes.METHODS,
 chosen from these, with three seeds and looks at the test queries. Each writes its section of
-benchmarks/results/train-ranks-icd10.json and keeps the other. docs/losses.md shows the file.
+benchmarks/results/train-ranks-icd10.json and keeps the other. docs/losses.md shows the file. What a
+command that was stopped has finished is kept beside the file: the same command does the rest.
 
 All runs share the data, the initial weights, the order of the batches and the optimiser; metrics
 are grainrank.metrics over all candidates. Queries that are nearly a training query are left out.
@@ -17,6 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,13 @@ from over_seeds import cell, over_seeds
 from rank_recipes import GRID, LABELS, METHODS, Recipe, training_loss
 
 from grainrank import GrainKeys, metrics, positive_ranks
+from grainrank.checkpoints import (
+    Checkpoints,
+    FileError,
+    read_results,
+    require_room,
+    write_atomically,
+)
 from grainrank.data import icd10
 from grainrank.demo.encoder import Encoder
 from grainrank.demo.progress import progress
@@ -92,19 +101,37 @@ def train_and_evaluate(
 
 
 def run_all(
-    data: icd10.Icd10, plan: Sequence[tuple[Recipe, int]], parts: dict[str, Sequence[str]]
+    data: icd10.Icd10,
+    plan: Sequence[tuple[Recipe, int]],
+    parts: dict[str, Sequence[str]],
+    checkpoints: Checkpoints,
 ) -> list[dict[str, Any]]:
-    """The runs of recipes and seeds, in their order."""
+    """The runs of recipes and seeds, in their order; without those that are kept."""
     features = featurise(data)
-    total = sum(recipe.epochs * _steps(recipe, data) for recipe, _ in plan)
-    jobs = [partial(train_and_evaluate, r, seed, data, features, parts) for r, seed in plan]
-    with progress(f"training {len(plan)} runs", total) as step:
-        return run_side_by_side(jobs, step)
+    kept = [
+        checkpoints.of(f"{recipe.loss}-seed{seed}", recipe=asdict(recipe), seed=seed, parts=parts)
+        for recipe, seed in plan
+    ]
+    runs = [checkpoint.load() for checkpoint in kept]
+    missing = [i for i, run in enumerate(runs) if run is None]
+    checkpoints.announce(len(runs) - len(missing), len(runs))
+
+    def train(i: int, on_step: Callable[[], None]) -> None:
+        runs[i] = train_and_evaluate(*plan[i], data, features, parts, on_step)
+        kept[i].save(runs[i])
+
+    total = sum(plan[i][0].epochs * _steps(plan[i][0], data) for i in missing)
+    with progress(f"training {len(missing)} runs", total) as step:
+        run_side_by_side([partial(train, i) for i in missing], step)
+    return runs
 
 
-def tuning(data: icd10.Icd10, grid: Sequence[Recipe]) -> list[dict[str, Any]]:
+def tuning(
+    data: icd10.Icd10, grid: Sequence[Recipe], checkpoints: Checkpoints
+) -> list[dict[str, Any]]:
     """One run of each recipe: the metrics over both validation splits together."""
-    runs = run_all(data, [(recipe, 0) for recipe in grid], {"validation": VALIDATION})
+    plan = [(recipe, 0) for recipe in grid]
+    runs = run_all(data, plan, {"validation": VALIDATION}, checkpoints)
     return [
         {
             "recipe": recipe.told(),
@@ -115,10 +142,12 @@ def tuning(data: icd10.Icd10, grid: Sequence[Recipe]) -> list[dict[str, Any]]:
     ]
 
 
-def testing(data: icd10.Icd10, methods: dict[str, Recipe], seeds: int) -> dict[str, Any]:
+def testing(
+    data: icd10.Icd10, methods: dict[str, Recipe], seeds: int, checkpoints: Checkpoints
+) -> dict[str, Any]:
     """Of each method mean, standard deviation and runs of every metric, by split."""
     plan = [(recipe, seed) for recipe in methods.values() for seed in range(seeds)]
-    runs = run_all(data, plan, {name: (name,) for name in TEST})
+    runs = run_all(data, plan, {name: (name,) for name in TEST}, checkpoints)
     result = {}
     for i, (key, recipe) in enumerate(methods.items()):
         own = runs[i * seeds : (i + 1) * seeds]
@@ -165,25 +194,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick and options.out == RESULT:
         parser.error("--quick needs --out: its figures are not those of the documents")
 
-    data = icd10.load()
-    found = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    folder = options.out.with_suffix(".checkpoints")
+    checkpoints = Checkpoints(folder, "train_ranks", sources=Path(__file__).parent)
+    try:
+        data = icd10.load()
+    except (ModuleNotFoundError, RuntimeError) as error:
+        parser.exit(1, f"train_ranks: {error}\n")
+    try:
+        require_room(options.out)
+        _run(data, options, checkpoints)
+    except FileError as error:
+        parser.exit(1, f"train_ranks: {error}\n")
+
+
+def _run(data: icd10.Icd10, options: argparse.Namespace, checkpoints: Checkpoints) -> None:
+    found = read_results(options.out)
     found |= {"what": "the demo's encoder on ICD-10-CM, trained with losses on ranks"}
     section = found.setdefault("tuning" if options.tune else "testing", {})
     section["machine"] = machine_header()
     if options.tune:
         # Quick: one recipe of each loss.
         grid = [r.quick() for r in {r.loss: r for r in GRID}.values()] if options.quick else GRID
-        section["runs"] = tuning(data, grid)
+        section["runs"] = tuning(data, grid, checkpoints)
     else:
         chosen = {key: METHODS[key] for key in options.methods}
         if options.quick:
             chosen = {key: recipe.quick() for key, recipe in chosen.items()}
         known = section.get("methods", {})
-        known |= testing(data, chosen, 1 if options.quick else SEEDS)
+        known |= testing(data, chosen, 1 if options.quick else SEEDS, checkpoints)
         section["methods"] = {key: known[key] for key in METHODS if key in known}
         for split in TEST:
             print(split, table(section["methods"], split), sep="\n\n", end="\n\n")
-    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    with checkpoints.writing(options.out):
+        write_atomically(options.out, (json.dumps(found, indent=1) + "\n").encode())
+    checkpoints.clear()
 
 
 if __name__ == "__main__":

@@ -91,7 +91,10 @@ def train(steps: int, batch: int, transport: str, checkpoint: Path | None) -> li
         if checkpoint is not None and rank == 0:
             state = {"model": plain.state_dict(), "optimizer": optimizer.state_dict()}
             part = checkpoint.with_suffix(".part")
-            torch.save({**state, "step": step + 1, "losses": losses}, part)
+            with part.open("wb") as file:
+                torch.save({**state, "step": step + 1, "losses": losses}, file)
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before it takes the old one's place
             part.replace(checkpoint)
     return losses
 

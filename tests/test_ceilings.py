@@ -130,6 +130,14 @@ def test_losses_and_prefixes(own: bool, backend: str) -> None:
         torch.testing.assert_close(got, expected)
 
 
+def test_a_negative_at_the_ceiling_counts(backend: str) -> None:
+    """As similar as the best positive, bit by bit."""
+    source = DenseLevels(torch.tensor([[1, 0, 0]]), 1).false_negative_margin(0.0)
+    q, c = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    stats = level_statistics(q, c, source, temperature=1.0, backend=backend)  # type: ignore[arg-type]
+    assert stats.count.tolist() == [[2, 1]]
+
+
 def test_memory_has_no_ceiling_of_its_own(backend: str) -> None:
     """Its columns are filtered by the rows; the symmetric side has the candidates alone."""
     options, similarity, kept, both = setting(True, False)

@@ -6,54 +6,25 @@ import zlib
 from types import SimpleNamespace
 
 import pytest
+import tiny_icd10
 import torch
+from tiny_icd10 import CODES
 
 from grainrank.__main__ import main
 from grainrank.data import icd10
-from grainrank.demo import encoder, metrics, text, tfidf, training
+from grainrank.demo import metrics, text, tfidf, training
 from grainrank.demo.recipes import INFONCE, INFONCE_GRADED, MULTI_LEVEL, methods, sweep
 from grainrank.demo.training import Recipe, batch_loss, run_side_by_side
-
-CODES, TERMS = 48, 3
-
-
-def words(count, generator):
-    letters = torch.randint(97, 123, (count, 6), generator=generator).tolist()
-    return ["".join(map(chr, word)) for word in letters]
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    """48 codes in 2 chapters, 4 blocks, 16 categories; a term shares a word with its code."""
-    generator = torch.Generator().manual_seed(0)
-    index = torch.arange(CODES)
-    grains = torch.stack([index // 24, index // 12, index // 3, index], dim=1)
-    names, others = words(CODES, generator), words(CODES * TERMS * 3, generator)
-
-    def queries(first, count):
-        targets = torch.arange(count) % CODES
-        texts = [f"{names[t]} {others[first + i]}" for i, t in enumerate(targets.tolist())]
-        near = torch.arange(count) % 7 == 3
-        return icd10.Queries(tuple(texts), targets, near)
-
-    splits = ("train", "validation_seen", "validation_unseen", "test_seen", "test_unseen")
-    counts = (CODES * TERMS, 24, 24, 36, 36)
-    starts = torch.tensor((0, *counts)).cumsum(0).tolist()
-    return icd10.Icd10(
-        codes=tuple(f"C{i:02}" for i in range(CODES)),
-        candidates=tuple(f"the {name} disease" for name in names),
-        grains=grains,
-        grain_names=("chapter", "block", "category", "code"),
-        queries={n: queries(s, c) for n, s, c in zip(splits, starts, counts, strict=False)},
-    )
+    return tiny_icd10.data()
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Small batches and a small table of n-grams."""
-    monkeypatch.setattr(training, "BATCH", 32)
-    for module in (encoder, text, tfidf):
-        monkeypatch.setattr(module, "BUCKETS", 1024)
+    tiny_icd10.shrink(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -245,6 +216,18 @@ def test_without_the_data_package_the_demo_says_what_to_install(tmp_path, monkey
     monkeypatch.setitem(sys.modules, "simple_icd_10_cm", None)
     assert main(["demo", "--out", str(tmp_path / "out")]) == 1
     assert "pip install 'grainrank[text]'" in capsys.readouterr().err
+
+
+def test_tables_that_cannot_be_read_are_one_line(tmp_path, monkeypatch, capsys):
+    """The package reads them while it is imported."""
+    (tmp_path / "simple_icd_10_cm.py").write_text("raise ValueError('not well-formed: line 1')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "simple_icd_10_cm", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["demo", "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().err
+    assert "cannot be read (ValueError: not well-formed: line 1); reinstall it with" in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["demo", "--seeds", "0"]])

@@ -11,8 +11,9 @@ pytest.importorskip("transformers", reason="needs the extra [eval]")
 pytest.importorskip("PIL", reason="needs the extra [eval]")
 
 from grainrank.__main__ import main
+from grainrank.checkpoints import Checkpoints
 from grainrank.data import emoji as data
-from grainrank.demo import clip, emoji, emoji_pictures, emoji_texts
+from grainrank.demo import clip, emoji, emoji_pictures, emoji_texts, loop
 from grainrank.demo.training import Recipe, run_side_by_side
 
 COUNT = 96  # emoji of the tiny data, spread over all groups
@@ -185,6 +186,26 @@ def test_training_learns_is_repeatable_and_leaves_the_random_state_alone(task):
     assert loss(trained) < 0.8 * loss(clip.make_clip(made.vocabulary, 0))
 
 
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(task, tmp_path, monkeypatch):
+    """The draws of the texts and of the changed pictures go on too."""
+    monkeypatch.setattr(loop, "EVERY", 0.0)
+    made, recipe = task(), Recipe("multi_level", 0.1, 4)
+    checkpoints = Checkpoints(tmp_path, "test")
+
+    def weights(name, on_step):
+        model = made.train(recipe, 0, on_step, loop.Position(checkpoints.of(name)))
+        return model.state_dict()
+
+    steps = iter(range(10))  # of 16
+    with pytest.raises(StopIteration):
+        weights("stopped", lambda: next(steps))
+    done = []
+    continued = weights("stopped", lambda: done.append(1))
+    assert len(done) == 2 * 4
+    for a, b in zip(continued.values(), weights("whole", lambda: None).values(), strict=True):
+        assert torch.equal(a, b)
+
+
 # The command
 
 
@@ -220,6 +241,28 @@ def test_tuning_compares_the_baselines_recipes_on_the_validation_queries(task, c
     printed = capsys.readouterr().out
     assert printed.count("infonce t 0.1,") == 2
     assert "multi_level" not in printed
+
+
+@pytest.mark.parametrize("damage", ["cut", "one byte", "missing"])
+@pytest.mark.parametrize("name", ["emoji.jsonl", "sheet_noto.png"])
+def test_a_damaged_file_is_one_line(name, damage, tmp_path, monkeypatch, capsys):
+    for file in data._FOLDER.iterdir():
+        content = file.read_bytes()
+        if file.name == name:
+            middle = len(content) // 2
+            content = {"cut": content[:middle], "missing": b""}.get(
+                damage, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+            )
+        if (file.name, damage) != (name, "missing"):
+            (tmp_path / file.name).write_bytes(content)
+    monkeypatch.setattr(data, "_FOLDER", tmp_path)
+    assert main(["demo", "--data", "emoji", "--out", str(tmp_path / "out")]) == 1
+    printed = capsys.readouterr().err
+    assert (
+        f"{tmp_path / name} {'cannot be read' if damage == 'missing' else 'is damaged'}" in printed
+    )
+    assert printed.endswith("it is part of grainrank: install that anew\n")
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("missing", ["transformers", "PIL"])

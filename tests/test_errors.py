@@ -181,6 +181,15 @@ def test_a_level_above_max_level_is_found(
         step(levels=DenseLevels(levels, max_level=2), backend=backend, reduction=reduction)
 
 
+@pytest.mark.parametrize("row", [0, 5, 39])
+def test_a_level_above_max_level_is_found_by_every_thread(row: int, backend: str) -> None:
+    levels = torch.ones(40, 6, dtype=torch.int8)
+    levels[row, 5] = 3
+    source, q, c = DenseLevels(levels, max_level=2), torch.ones(40, 2), torch.ones(6, 2)
+    with pytest.raises(ValueError, match=re.escape("levels must lie in -1..2 (max_level)")):
+        grainrank.level_statistics(q, c, source, temperature=1.0, backend=backend)  # type: ignore[arg-type]
+
+
 def test_level_statistics_checks_the_same() -> None:
     with pytest.raises(ValueError, match="got neither"):
         grainrank.level_statistics(Q, C)

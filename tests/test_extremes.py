@@ -161,6 +161,19 @@ def test_zero_vectors(dtype: torch.dtype, backend: str) -> None:
     assert (stats.total[2] == 0).all()
 
 
+def test_a_vector_shorter_than_the_least_norm(backend: str) -> None:
+    """It is divided by 1e-12, a constant: torch's `normalize` has the gradient."""
+    q, c = (x.double() for x in data())
+    q[2] *= 1e-14
+    c[4] *= 1e-14
+    got = step(q, c, None, backend)
+    q, c = q.requires_grad_(), c.requires_grad_()
+    unit = (torch.nn.functional.normalize(x, dim=1) for x in (q, c))
+    loss = multi_level_ranking_loss(*unit, None, logit_scale=5.0, normalize=False, backend=backend)  # type: ignore[arg-type, misc]
+    for actual, expected in zip(got, [loss, *torch.autograd.grad(loss, [q, c])], strict=False):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("max_level", [1, 3])
 def test_nan_stays_in_its_row(bad: float, max_level: int, backend: str) -> None:

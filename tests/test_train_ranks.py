@@ -141,6 +141,46 @@ def test_a_quick_run_writes_what_the_committed_file_has(
                 assert 0 <= metric["mean"] <= 1
 
 
+def test_a_command_that_was_stopped_trains_what_it_had_not_finished(
+    module: Any, tiny: icd10.Icd10, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)  # one run after the other
+    arguments = ["--quick", "--methods", "info_nce", "multi_level", "--out"]
+    train, trained = module.train_and_evaluate, []
+
+    def stops(recipe: Any, *rest: Any) -> Any:
+        trained.append(recipe.loss)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return train(recipe, *rest)
+
+    monkeypatch.setattr(module, "train_and_evaluate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        module.main([*arguments, str(tmp_path / "result.json")])
+    module.main([*arguments, str(tmp_path / "result.json")])
+    assert trained == ["info_nce", "multi_level", "multi_level"]
+    module.main([*arguments, str(tmp_path / "whole.json")])
+    found, whole = (
+        json.loads((tmp_path / name).read_text(encoding="utf-8"))["testing"]["methods"]
+        for name in ("result.json", "whole.json")
+    )
+    assert [m["splits"] for m in found.values()] == [m["splits"] for m in whole.values()]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["result.json", "whole.json"]
+
+
+def test_a_result_that_cannot_be_read_or_written_is_one_line(
+    module: Any, tiny: icd10.Icd10, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "result.json").write_text("{", encoding="utf-8")
+    for out in ("result.json", "result.json/folder.json"):
+        with pytest.raises(SystemExit) as end:
+            module.main(["--quick", "--out", str(tmp_path / out)])
+        assert end.value.code == 1
+        printed = capsys.readouterr().err
+        assert printed.startswith(f"train_ranks: {tmp_path / out} cannot be ")
+        assert printed.count("\n") == 1
+
+
 def test_quick_figures_do_not_replace_the_committed_ones(module: Any) -> None:
     with pytest.raises(SystemExit):
         module.main(["--quick"])

@@ -18,6 +18,7 @@ from test_level_sources import sources
 from three_ways import LossOptions, judge, table_step
 from three_ways import table_upstream as upstreams
 from torch.utils._python_dispatch import TorchDispatchMode
+from with_memory import memory_step
 
 import grainrank
 from grainrank import backends, info_nce_loss, level_statistics, ops
@@ -97,14 +98,30 @@ def test_false_negative_margin(options: dict[str, Any]) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_too_small_for_float16_survive() -> None:
+def test_memory() -> None:
+    actual, expected = (
+        memory_step(ROWS + 1, COLUMNS - 3, backend) for backend in ("triton", "reference")
+    )
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_negative_at_the_ceiling_counts() -> None:
+    """As similar as the best positive, bit by bit."""
+    levels = grainrank.DenseLevels(torch.tensor([[1, 0, 0]]), 1).false_negative_margin(0.0)
+    q, c = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    stats = level_statistics(q, c, levels, temperature=1.0, backend="triton")
+    assert stats.count.tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("upstream", [1e-4, -1e-4])
+def test_gradients_too_small_for_float16_survive(upstream: float) -> None:
     """Of small upstream gradients and long embeddings: those of the product would be 0."""
     q, c = make_inputs(Shape(33, 70, 24, 3), torch.float16)[:2]
     results = []
     for backend, dtype in (("triton", torch.float16), ("reference", torch.float32)):
         x, y = ((16 * e).to(dtype).requires_grad_() for e in (q, c))
         total = level_statistics(x, y, logit_scale=1e3, backend=backend).total
-        results.append(torch.autograd.grad((1e-4 * total).sum(), [x, y]))
+        results.append(torch.autograd.grad((upstream * total).sum(), [x, y]))
     for ours, expected in zip(*results, strict=True):
         error = (ours.float() - expected).abs().max()
         assert error < torch.finfo(torch.float16).eps * expected.abs().max()

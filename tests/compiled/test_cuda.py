@@ -19,6 +19,7 @@ from test_accuracy_losses import PAIRS, evidence, step
 from test_level_sources import sources
 from three_ways import judge
 from torch import Tensor
+from with_memory import memory_step
 
 import grainrank
 from grainrank import DenseLevels, GrainKeys, LevelSource, level_statistics
@@ -169,6 +170,11 @@ def test_false_negative_margin(options: dict[str, Any]) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_memory() -> None:
+    actual, expected = both(lambda backend: memory_step(33, 61, backend))
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_a_step_repeats_bit_by_bit(dtype: str) -> None:
     """Whatever the order of the threads."""
@@ -259,6 +265,7 @@ def test_more_than_the_kernels_take(source: LevelSource, message: str) -> None:
         ({"columns": 1 << 31, "row_stride": 1 << 31}, "a size is negative, too large"),
         ({"dtype": 2}, "no kernel for this combination of dtypes"),
         ({"max_level": 16}, "too many level sources, exclusions, channels, prefixes or levels"),
+        ({"table_columns": 9}, "a size is negative, too large or smaller"),
     ],
     ids=str,
 )
@@ -267,6 +274,7 @@ def test_what_a_launcher_refuses(changed: dict[str, int], message: str) -> None:
     native, given = module(80), dict(changed)
     source = native.Source(kind=int(native.SourceKind.DIAGONAL), max_level=1)
     levels = native.Levels(given.pop("max_level", 1), [source], [])
+    table_columns = given.pop("table_columns", 0)
     sizes = {"dtype": 0, "similarities": 16, "rows": 2, "columns": 8, "row_stride": 8} | given
     block = native.Block(
         **sizes, first_row=0, scale=0, row_factors=0, column_factors=0, circle=False,
@@ -274,6 +282,6 @@ def test_what_a_launcher_refuses(changed: dict[str, int], message: str) -> None:
     )  # fmt: skip
     with pytest.raises(RuntimeError, match=f"CUDA passes: .*{message}"):
         native.tables(
-            block, factors=0, rows=native.Tables(), columns=native.Tables(), table_columns=0,
-            workspace=0, stream=0,
+            block, factors=0, rows=native.Tables(), columns=native.Tables(),
+            table_columns=table_columns, workspace=0, stream=0,
         )  # fmt: skip

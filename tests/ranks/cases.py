@@ -254,6 +254,7 @@ CASES: dict[str, Case] = {
     "unique-softmax-symmetric": Case(
         _of(gr.unique_softmax_loss, lambda d: _sparse(d.all_levels), direction="symmetric")
     ),
+    "unique-softmax-matryoshka": Case(_of(gr.unique_softmax_loss, matryoshka_dims=(8, 24))),
     "hmlc": Case(_of(gr.hmlc_loss)),
     "csl": Case(_numbers(gr.csl_loss, "margins")),
     "pairwise-symmetric": Case(_of(gr.pairwise_ranking_loss, margin=0.5, direction="symmetric")),

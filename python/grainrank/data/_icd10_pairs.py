@@ -64,6 +64,11 @@ def _import_package() -> Any:
         version = metadata.version(PACKAGE)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"the ICD-10-CM data needs {PACKAGE}: {extra}") from error
+    except Exception as error:  # it parses its tables while it is imported
+        raise RuntimeError(
+            f"the tables of {PACKAGE} cannot be read ({type(error).__name__}: {error}); reinstall "
+            f"it with: pip install --force-reinstall {PACKAGE}=={PACKAGE_VERSION}"
+        ) from error
     if version != PACKAGE_VERSION:
         raise RuntimeError(
             f"the ICD-10-CM data needs {PACKAGE}=={PACKAGE_VERSION} (each release changes codes), "

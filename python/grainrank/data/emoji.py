@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +28,13 @@ STYLES = ("noto", "twemoji", "fluent")
 SIZE = 32
 
 _FOLDER = Path(__file__).parent / "emoji_files"
+# A sheet can be damaged and still be a picture.
+_SHA256 = {
+    "emoji.jsonl": "9092989d8fefe3fed9c034ae20a36fea8a29b95d1eda9fa1f9773ec41dfe0670",
+    "sheet_noto.png": "5589dfc39757ca0bcb0b54762f90a76fec0b43f7e3df410e74e25f7d6924d000",
+    "sheet_twemoji.png": "b829be8f2d4a7184e757483bccc8b567e1fe446cbf1bbdcdea2bad0fc13e9f2e",
+    "sheet_fluent.png": "a05b98083fba59af82eb355c110704f11b14b45d40c2017d686395859146c43c",
+}
 _COUNT, _PER_ROW = 1586, 42  # pictures of a sheet
 
 
@@ -79,6 +88,9 @@ class Emoji:
 def load() -> Emoji:
     """The names, keywords and grains; part of the package, so nothing is downloaded.
 
+    Raises:
+        RuntimeError: the file is damaged or cannot be read.
+
     Example:
         >>> data = load()
         >>> len(data), data.names[0], data.translations["fr"][0]
@@ -86,8 +98,8 @@ def load() -> Emoji:
         >>> data.groups[0], data.subgroups[0], data.grains[0].tolist()
         ('smileys-emotion', 'face-smiling', [0, 0, 0])
     """
-    with (_FOLDER / "emoji.jsonl").open(encoding="utf-8") as lines:
-        items: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    lines = _read("emoji.jsonl").splitlines()
+    items: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def texts(key: str) -> tuple[str, ...]:
         return tuple(item[key] for item in items)
@@ -122,6 +134,7 @@ def pictures(style: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     Raises:
         ValueError: another style.
         ModuleNotFoundError: pillow is missing.
+        RuntimeError: the file is damaged or cannot be read.
 
     Example:
         >>> pictures("noto").shape
@@ -135,13 +148,30 @@ def pictures(style: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         raise ModuleNotFoundError(
             "the emoji pictures need pillow: pip install 'grainrank[eval]'"
         ) from error
-    with Image.open(_FOLDER / f"sheet_{style}.png") as file:
+    with Image.open(io.BytesIO(_read(f"sheet_{style}.png"))) as file:
         sheet: np.ndarray[Any, np.dtype[np.uint8]] = np.array(
             file.convert("RGBA")
         )  # [rows * 32, 42 * 32, 4]
     tiles = sheet.reshape(-1, SIZE, _PER_ROW, SIZE, 4).swapaxes(1, 2).reshape(-1, SIZE, SIZE, 4)
     found: np.ndarray[Any, np.dtype[np.uint8]] = tiles[:_COUNT]  # the last row is not full
     return found
+
+
+def _read(name: str) -> bytes:
+    path = _FOLDER / name
+    mend = "it is part of grainrank: install that anew"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RuntimeError(f"{path} cannot be read ({error.strerror}); {mend}") from error
+    if name.endswith(".jsonl"):
+        content = content.replace(b"\r\n", b"\n")  # of a checkout on Windows
+    found = hashlib.sha256(content).hexdigest()
+    if found != _SHA256[name]:
+        raise RuntimeError(
+            f"{path} is damaged: sha256 must be {_SHA256[name]}, got {found}; {mend}"
+        )
+    return content
 
 
 def _numbered(names: tuple[str, ...]) -> list[int]:

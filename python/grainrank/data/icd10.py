@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoints import write_atomically
 from ._icd10_pairs import GRAINS, PACKAGE, PACKAGE_VERSION, build, normalise
 
 __all__ = ["Icd10", "Queries", "load", "normalise"]
@@ -82,8 +82,8 @@ def load(cache_dir: str | Path | None = None) -> Icd10:
 
     Raises:
         ModuleNotFoundError: nothing is cached and `simple-icd-10-cm` is not installed.
-        RuntimeError: nothing is cached and another version of it is installed, or it gave other
-            pairs than the pinned ones.
+        RuntimeError: nothing is cached and another version of it is installed, its files cannot
+            be read, or it gave other pairs than the pinned ones.
 
     Example:
         >>> data = load()  # doctest: +SKIP
@@ -92,11 +92,15 @@ def load(cache_dir: str | Path | None = None) -> Icd10:
         ('Classical cholera', 'Cholera due to Vibrio cholerae 01, biovar cholerae')
     """
     path = _cache_folder(cache_dir) / f"icd10cm-{PACKAGE_VERSION}.json"
-    if path.exists():
+    try:
         pairs = path.read_bytes()
         if _sha256(pairs) == PAIRS_SHA256:
             return _decode(pairs)
         logger.warning("%s is corrupt or of another version: building it anew", path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        logger.warning("%s cannot be read (%s): building it anew", path, error.strerror)
     pairs = _encode(build())
     if _sha256(pairs) != PAIRS_SHA256:
         raise RuntimeError(
@@ -104,7 +108,10 @@ def load(cache_dir: str | Path | None = None) -> Icd10:
             f"got {_sha256(pairs)}; reinstall it with: pip install --force-reinstall "
             f"{PACKAGE}=={PACKAGE_VERSION}"
         )
-    _write_atomically(path, pairs)
+    try:
+        write_atomically(path, pairs)
+    except OSError as error:
+        logger.warning("the pairs are not cached in %s: %s", path, error)
     return _decode(pairs)
 
 
@@ -117,21 +124,6 @@ def _cache_folder(cache_dir: str | Path | None) -> Path:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Another process sees the whole file or none; a folder that cannot be written is no error."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        logger.warning("the pairs are not cached in %s: %s", path, error)
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def _encode(document: dict[str, Any]) -> bytes:

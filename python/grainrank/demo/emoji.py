@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from ..data.icd10 import Queries
 from .clip import embed_all, embed_pictures, embed_texts, make_clip
 from .emoji_pictures import TEST_STYLE, TRAINING_STYLES, augment, load_pictures, on_white
 from .emoji_texts import Texts, encode, make_tokenizer, texts_of
+from .loop import Position, fit
 from .metrics import cosine_blocks
 from .recipes import Method
 from .task import Words
@@ -113,23 +115,23 @@ class EmojiTask:
     def steps(self, recipe: Recipe) -> int:
         return recipe.epochs * (self.other_counts["train"] // BATCH)
 
-    def train(self, recipe: Recipe, seed: int, on_step: Callable[[], None]) -> CLIPModel:
+    def train(
+        self,
+        recipe: Recipe,
+        seed: int,
+        on_step: Callable[[], None],
+        position: Position | None = None,
+    ) -> CLIPModel:
         model = make_clip(self.vocabulary, seed)
-        total = self.steps(recipe)
         optimizer = _optimizer(model)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, PEAK_LEARNING_RATE, total_steps=total, pct_start=WARM_UP
+            optimizer, PEAK_LEARNING_RATE, total_steps=self.steps(recipe), pct_start=WARM_UP
         )
-        generator = torch.Generator().manual_seed(seed)
-        pairs, steps = self.other_counts["train"], total // recipe.epochs
-        for _ in range(recipe.epochs):
-            order = torch.randperm(pairs, generator=generator)
-            for rows in order.split(BATCH)[:steps]:
-                optimizer.zero_grad()
-                self.loss(model, recipe, rows, generator).backward()
-                optimizer.step()
-                schedule.step()
-                on_step()
+        fit(
+            model, optimizer, schedule, partial(self.loss, model, recipe),
+            pairs=self.other_counts["train"], batch=BATCH, epochs=recipe.epochs, seed=seed,
+            on_step=on_step, position=position,
+        )  # fmt: skip
         model.train(False)
         return model
 

@@ -10,6 +10,7 @@ from ..data import icd10
 from ..data.icd10 import Queries
 from . import recipes
 from .encoder import Encoder
+from .loop import Position
 from .metrics import cosine_blocks
 from .recipes import Method
 from .task import Words
@@ -55,8 +56,14 @@ class Icd10Task:
     def steps(self, recipe: Recipe) -> int:
         return steps_of(recipe, self.data)
 
-    def train(self, recipe: Recipe, seed: int, on_step: Callable[[], None]) -> Encoder:
-        return train(recipe, seed, self.data, self.features, on_step)
+    def train(
+        self,
+        recipe: Recipe,
+        seed: int,
+        on_step: Callable[[], None],
+        position: Position | None = None,
+    ) -> Encoder:
+        return train(recipe, seed, self.data, self.features, on_step, position)
 
     def similarities(
         self, model: Encoder | None, splits: Sequence[str]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints import Checkpoints, FileError, require_room, write_atomically
 from ..console import positive
 from .examples import RULE, examples, examples_text
 from .picture import draw
@@ -51,31 +53,53 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code of `python -m grainrank demo`."""
     start = time.monotonic()
     if arguments.tune and arguments.json:
-        print("grainrank demo: --tune prints a table; leave out --json", file=sys.stderr)
-        return 2
+        return _fail("--tune prints a table; leave out --json", code=2)
     try:
         task = _load(arguments.data)
     except (ModuleNotFoundError, RuntimeError) as error:
-        print(f"grainrank demo: {error}", file=sys.stderr)
-        return 1
+        return _fail(error)
     seeds = arguments.seeds or (QUICK_SEEDS if arguments.quick else 3)
     epochs = arguments.epochs or (task.quick_epochs if arguments.quick else task.epochs)
+    checkpoints = Checkpoints(arguments.out / "checkpoints", "grainrank demo")
+    methods, splits = task.methods(epochs), SPLITS
     if arguments.tune:
-        compared = task.sweep(epochs)
-        runs = run_all(task, compared, range(seeds), VALIDATION_SPLITS)
-        print(tuning_table(task, compared, runs))
+        methods, splits = task.sweep(epochs), VALIDATION_SPLITS
+    try:
+        if not arguments.tune:
+            require_room(arguments.out / "results.json")
+        runs = run_all(task, methods, range(seeds), splits, checkpoints)
+    except FileError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail(f"stopped; the same command continues from {checkpoints.folder}", code=130)
+    if arguments.tune:
+        print(tuning_table(task, methods, runs))
+        checkpoints.clear()
         return 0
-    runs = run_all(task, task.methods(epochs), range(seeds), SPLITS)
     found = results(task, runs, SPLITS)
     found["examples"] = {"rule": RULE, "queries": examples(task, runs)}
     found["seconds"] = round(time.monotonic() - start, 1)
-    saved = _save(found, task.words, arguments.out)
+    failed = None
+    try:
+        with checkpoints.writing(arguments.out):
+            saved = _save(found, task.words, arguments.out)
+        checkpoints.clear()
+    except FileError as error:
+        failed = error  # the table is not lost
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:
         print(table(found, SPLITS, task.words), caption(found, SPLITS, task.words), sep="\n\n")
+    if failed is not None:
+        return _fail(failed)
+    if not arguments.json:
         print(f"\nSaved in {arguments.out}: {', '.join(saved)}")
     return 0
+
+
+def _fail(why: object, code: int = 1) -> int:
+    print(f"grainrank demo: {why}", file=sys.stderr)
+    return code
 
 
 def _load(name: str) -> Task:
@@ -90,15 +114,18 @@ def _load(name: str) -> Task:
 
 def _save(found: dict[str, Any], words: Words, folder: Path) -> list[str]:
     """Names of the files; the picture is left out, and said so, where matplotlib is missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     labels = {key: found["methods"][key]["label"] for key in ("infonce", "multi_level")}
-    text = examples_text(found["examples"]["queries"], labels)
-    (folder / "examples.txt").write_text(text, encoding="utf-8")
-    saved = ["results.json", "examples.txt"]
+    texts = {
+        "results.json": json.dumps(found, indent=1) + "\n",
+        "examples.txt": examples_text(found["examples"]["queries"], labels),
+    }
+    for name, text in texts.items():
+        write_atomically(folder / name, text.encode())
+    picture = io.BytesIO()
     try:
-        draw(found, words, folder / "grain_blindness.png")
+        draw(found, words, picture)
     except ModuleNotFoundError as error:
         print(f"grainrank demo: no picture: {error}", file=sys.stderr)
-        return saved
-    return [*saved, "grain_blindness.png"]
+        return [*texts]
+    write_atomically(folder / "grain_blindness.png", picture.getbuffer())
+    return [*texts, "grain_blindness.png"]

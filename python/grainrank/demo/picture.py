@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ..level_bars import INK, draw_bars, label_shares
 from .metrics import NDCG, TOP
@@ -20,8 +20,8 @@ _BASELINE, _GRADED, _OURS, _UNTRAINED = "infonce", "infonce_graded", "multi_leve
 _THINNEST = 0.045  # share of the queries that a line of text needs
 
 
-def draw(results: dict[str, Any], words: Words, path: Path) -> None:
-    """Draws `results` (as in results.json) to a PNG.
+def draw(results: dict[str, Any], words: Words, file: Path | IO[bytes]) -> None:
+    """Draws `results` (as in results.json) as PNG.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
@@ -60,7 +60,7 @@ def draw(results: dict[str, Any], words: Words, path: Path) -> None:
     figure.text(0.012, 0.96, title, fontsize=13.5, weight="bold", color=INK, va="top")
     figure.text(0.012, 0.815, subtitle, fontsize=9.5, color="#444444", va="center")
     figure.text(0.012, 0.045, _footnote(results, words), fontsize=8.5, color="#555555", va="center")
-    figure.savefig(path)
+    figure.savefig(file, format="png")
 
 
 def _label_areas(

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..data.icd10 import Queries
+from .loop import Position
 from .recipes import Method
 from .training import Recipe
 
@@ -63,8 +64,16 @@ class Task(Protocol):
     def steps(self, recipe: Recipe) -> int:
         """Number of training steps."""
 
-    def train(self, recipe: Recipe, seed: int, on_step: Callable[[], None]) -> Any:
-        """A trained model; `seed` draws its initial weights and its batches."""
+    def train(
+        self,
+        recipe: Recipe,
+        seed: int,
+        on_step: Callable[[], None],
+        position: Position | None = None,
+    ) -> Any:
+        """A trained model; `seed` draws its initial weights and its batches, `position` is where
+        it begins.
+        """
 
     def similarities(self, model: Any, splits: Sequence[str]) -> Iterator[Iterator[Tensor]]:
         """For each split the row blocks `[rows, M]`; model None is the untrained baseline."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import GrainKeys, multi_level_ranking_loss
 from ..data.icd10 import Icd10
 from .encoder import Encoder, make_encoder
+from .loop import Position, fit
 from .text import Bags, hashed_ngrams
 
 BATCH = 512
@@ -70,11 +71,18 @@ def batch_loss(recipe: Recipe, queries: Tensor, candidates: Tensor, grains: Tens
 
 
 def train(
-    recipe: Recipe, seed: int, data: Icd10, features: Features, on_step: Callable[[], None]
+    recipe: Recipe,
+    seed: int,
+    data: Icd10,
+    features: Features,
+    on_step: Callable[[], None],
+    position: Position | None = None,
 ) -> Encoder:
     """One run; `seed` draws the initial weights and the order of the batches."""
     loss = partial(batch_loss, recipe)
-    return train_with(loss, recipe.epochs, seed, data, features, on_step, batch=BATCH)
+    return train_with(
+        loss, recipe.epochs, seed, data, features, on_step, batch=BATCH, position=position
+    )
 
 
 def train_with(
@@ -87,27 +95,28 @@ def train_with(
     *,
     batch: int,
     learning_rate: float = PEAK_LEARNING_RATE,
+    position: Position | None = None,
 ) -> Encoder:
-    """The same with any loss; `learning_rate` is the highest of the cycle."""
+    """The same with any loss; `learning_rate` is the highest of the cycle. With a `position` the
+    loss must hold nothing between its calls.
+    """
     pairs, bags = data.queries["train"], features.queries["train"]
-    steps = len(pairs) // batch  # of an epoch
     encoder = make_encoder(seed)
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=learning_rate, total_steps=epochs * steps
+        optimizer, max_lr=learning_rate, total_steps=epochs * (len(pairs) // batch)
     )
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(epochs):
-        order = torch.randperm(len(pairs), generator=generator)
-        for rows in order.split(batch)[:steps]:
-            targets = pairs.targets[rows]
-            texts = bags.select(rows).followed_by(features.candidates.select(targets))
-            queries, candidates = encoder(texts).split(batch)
-            optimizer.zero_grad()
-            loss(queries, candidates, data.grains[targets]).backward()
-            optimizer.step()
-            schedule.step()
-            on_step()
+
+    def of_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
+        targets = pairs.targets[rows]
+        texts = bags.select(rows).followed_by(features.candidates.select(targets))
+        queries, candidates = encoder(texts).split(batch)
+        return loss(queries, candidates, data.grains[targets])
+
+    fit(
+        encoder, optimizer, schedule, of_rows, pairs=len(pairs), batch=batch, epochs=epochs,
+        seed=seed, on_step=on_step, position=position,
+    )  # fmt: skip
     return encoder.eval()
 
 
