@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import statistics
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -382,9 +383,25 @@ def test_command_line(
     assert capsys.readouterr() == (f"Written to {out}\n", "")
     found = json.loads(out.read_text())
     assert [x["n"] for x in found["shapes"]] == [16, 24]
-    assert list(found["shapes"][0]["providers"]) == ["grainrank", "dense", "chunked", "products"]
+    assert list(found["shapes"][0]["providers"]) == ["grainrank", "chunked", "products"]
     assert (found["memory_limit_bytes"], found["rounds"]) == (2**29, 1)
-    assert found["shapes"][0]["providers"]["dense"]["peak_bytes"] == 7
+    assert found["shapes"][0]["providers"]["chunked"]["peak_bytes"] == 7
+    assert found["busy_processes"] == 0
+
+
+def test_busy_cores(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of their own, which end with the measurement."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, command: list[str]) -> None:
+            super().__init__(command)
+            started.append(self)
+
+    monkeypatch.setattr(suite.subprocess, "Popen", Noted)
+    with suite.busy(2):
+        assert [process.poll() for process in started] == [None, None]
+    assert all(process.returncode is not None for process in started)
 
 
 def test_without_a_gpu(

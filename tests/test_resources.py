@@ -89,6 +89,7 @@ def test_a_forked_process_goes_on() -> None:
 INTERRUPTED = """
 import os, signal, threading, torch
 from grainrank import cpu, multi_level_ranking_loss
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a job in the background
 q = torch.randn(4096, 8, requires_grad=True)
 blocks = []
 tables = cpu.CpuPasses.tables
