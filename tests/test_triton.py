@@ -98,6 +98,20 @@ def test_false_negative_margin(options: dict[str, Any]) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_prefixes() -> None:
+    """The moments of rows and columns take their norms' gradients; they have the scale."""
+    inputs = make_inputs(Shape(ROWS + 1, COLUMNS - 3, 24, 3), torch.float64)
+    found = []
+    for backend in ("triton", "reference"):
+        q, c = (x.clone().requires_grad_() for x in (inputs.queries, inputs.candidates))
+        loss = grainrank.multi_level_ranking_loss(
+            q, c, inputs.levels, temperature=0.2, matryoshka_dims=(8, 24),
+            backend=backend,  # type: ignore[arg-type]
+        )  # fmt: skip
+        found.append([loss.detach(), *torch.autograd.grad(loss, [q, c])])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
+
+
 def test_memory() -> None:
     actual, expected = (
         memory_step(ROWS + 1, COLUMNS - 3, backend) for backend in ("triton", "reference")
