@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from levels_seen import seen
+from loss_step import loss_step
 from margins import each_margin, margin_step
 from test_accuracy_losses import LOSSES, SHAPE, evidence, step
 from test_level_sources import sources
 from three_ways import LossOptions, judge, table_step
 from three_ways import table_upstream as upstreams
 from torch.utils._python_dispatch import TorchDispatchMode
-from with_memory import memory_step
 
 import grainrank
 from grainrank import backends, info_nce_loss, level_statistics, ops
@@ -98,23 +98,18 @@ def test_false_negative_margin(options: dict[str, Any]) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_prefixes() -> None:
-    """The moments of rows and columns take their norms' gradients; they have the scale."""
-    inputs = make_inputs(Shape(ROWS + 1, COLUMNS - 3, 24, 3), torch.float64)
-    found = []
-    for backend in ("triton", "reference"):
-        q, c = (x.clone().requires_grad_() for x in (inputs.queries, inputs.candidates))
-        loss = grainrank.multi_level_ranking_loss(
-            q, c, inputs.levels, temperature=0.2, matryoshka_dims=(8, 24),
-            backend=backend,  # type: ignore[arg-type]
-        )  # fmt: skip
-        found.append([loss.detach(), *torch.autograd.grad(loss, [q, c])])
-    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
-
-
-def test_memory() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        # The moments of rows and columns take their norms' gradients; they have the scale.
+        {"matryoshka_dims": (8, 24)},
+        {"memory": 9, "direction": "symmetric"},
+    ],
+    ids=["prefixes", "memory"],
+)
+def test_a_step(options: dict[str, Any]) -> None:
     actual, expected = (
-        memory_step(ROWS + 1, COLUMNS - 3, backend) for backend in ("triton", "reference")
+        loss_step(ROWS + 1, COLUMNS - 3, backend, **options) for backend in ("triton", "reference")
     )
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 

@@ -14,12 +14,12 @@ from compiled.cuda_budget import NOT_BUILT
 from compiled.cuda_code import built_module, code_of
 from compiled.simulated_cuda import module, simulated
 from levels_seen import seen
+from loss_step import loss_step
 from margins import each_margin, margin_step
 from test_accuracy_losses import PAIRS, evidence, step
 from test_level_sources import sources
 from three_ways import judge
 from torch import Tensor
-from with_memory import memory_step
 
 import grainrank
 from grainrank import DenseLevels, GrainKeys, LevelSource, level_statistics
@@ -171,7 +171,9 @@ def test_false_negative_margin(options: dict[str, Any]) -> None:
 
 
 def test_memory() -> None:
-    actual, expected = both(lambda backend: memory_step(33, 61, backend))
+    actual, expected = both(
+        lambda backend: loss_step(33, 61, backend, memory=9, direction="symmetric")
+    )
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
