@@ -24,8 +24,8 @@ P at(Address address) {
 }
 
 const InstructionSet& find(const std::string& name) {
-    const InstructionSet* sets[4];
-    const int size = available(sets, 4);
+    const InstructionSet* sets[kMostSets];
+    const int size = available(sets, kMostSets);
     for (int i = 0; i < size; ++i)
         if (name == sets[i]->name) return *sets[i];
     throw std::invalid_argument("this machine has no instruction set named " + name);
@@ -461,8 +461,8 @@ PYBIND11_MODULE(_native, m) {
     m.attr("NOT_COUNTED") = kNotCounted;
     m.attr("PACKED_PADDING") = kPackedPadding;
     m.def("instruction_sets", [] {
-        const InstructionSet* sets[4];
-        const int size = available(sets, 4);
+        const InstructionSet* sets[kMostSets];
+        const int size = available(sets, kMostSets);
         py::list names;
         for (int i = 0; i < size; ++i) names.append(sets[i]->name);
         return names;

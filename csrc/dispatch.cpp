@@ -1,6 +1,12 @@
 // Which instruction sets this build holds and this machine runs.
 #include "passes.h"
 
+#if GRAINRANK_HAS_AMX_BF16 && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace grainrank {
 
 #if GRAINRANK_HAS_AVX512
@@ -23,13 +29,33 @@ InstructionSet instruction_set();
 }
 
 #if GRAINRANK_HAS_AVX512_BF16
-Bf16Product bf16_product();
+Bf16Product avx512_bf16_product();
+#endif
+#if GRAINRANK_HAS_AMX_BF16
+Bf16Product amx_bf16_product();
 #endif
 
 namespace {
 
+#if GRAINRANK_HAS_AMX_BF16
+// Whether the machine has the instructions and the system lets this process use their registers,
+// which are large: Linux wants to be asked, once for all threads.
+bool amx_bf16_usable() {
+#if defined(__linux__)
+    constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if ((d & amx_bf16) == 0 || (d & amx_tile) == 0) return false;
+    constexpr int request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+#endif
+
 struct Sets {
-    InstructionSet items[4];
+    InstructionSet items[kMostSets];
     int size = 0;
 
     Sets() {
@@ -49,16 +75,21 @@ struct Sets {
     }
 
 #if GRAINRANK_HAS_AVX512
-    // With products of bfloat16 it is a set of its own.
+    // With a product of bfloat16 it is a set of its own.
     void add_avx512() {
-#if GRAINRANK_HAS_AVX512_BF16
-        if (__builtin_cpu_supports("avx512bf16")) {
-            items[size] = avx512::instruction_set();
-            items[size].name = "avx512_bf16";
-            items[size++].bf16_product = bf16_product();
-        }
+#if GRAINRANK_HAS_AMX_BF16
+        if (amx_bf16_usable()) add_avx512("amx_bf16", amx_bf16_product());
 #endif
-        items[size++] = avx512::instruction_set();
+#if GRAINRANK_HAS_AVX512_BF16
+        if (__builtin_cpu_supports("avx512bf16")) add_avx512("avx512_bf16", avx512_bf16_product());
+#endif
+        add_avx512("avx512", nullptr);
+    }
+
+    void add_avx512(const char* name, Bf16Product product) {
+        items[size] = avx512::instruction_set();
+        items[size].name = name;
+        items[size++].bf16_product = product;
     }
 #endif
 };

@@ -187,6 +187,8 @@ struct InstructionSet {
     Bf16Product bf16_product;  // or null
 };
 
+constexpr int kMostSets = 5;
+
 // Every instruction set of this build, the best that this machine runs first.
 int available(const InstructionSet** sets, int capacity);
 

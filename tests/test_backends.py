@@ -16,7 +16,7 @@ from grainrank import backends, level_statistics, multi_level_ranking_loss
 from grainrank.testing import Shape, make_inputs
 
 native = pytest.importorskip("grainrank._native")
-SETS = ("avx512_bf16", "avx512", "avx2", "neon", "scalar")
+SETS = ("amx_bf16", "avx512_bf16", "avx512", "avx2", "neon", "scalar")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -15,13 +15,16 @@ cpu = pytest.importorskip("grainrank.cpu")
 SETS = [name for name in cpu.instruction_sets() if cpu._native.has_bf16_product(name)]
 pytestmark = pytest.mark.skipif(not SETS, reason="this machine has no product of bfloat16")
 
-# Around the tile (8 x 48), the pieces of the depth (1024) and what is laid out at a time (2048).
+# Around the tiles (8 x 48, 32 x 32), the pieces of the depth (512, 1024) and what is laid out at a
+# time (2048).
 SIZES = [
     (1, 1, 1),
     (3, 5, 2),
     (8, 48, 2),
     (9, 49, 33),
     (17, 100, 47),
+    (33, 47, 513),
+    (64, 96, 96),
     (130, 300, 1025),
     (40, 64, 2048),
     (23, 65, 4099),
@@ -41,15 +44,22 @@ def draw(rows: int, columns: int, turned: bool, seed: int, apart: int = 0) -> Te
     return there.t() if turned else there
 
 
-def product_(out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
+class Product(Protocol):
+    def __call__(self, out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None: ...
+
+
+@pytest.fixture(params=SETS)
+def product_(request: pytest.FixtureRequest) -> Product:
     passes: Any = cpu.CpuPasses.__new__(cpu.CpuPasses)
-    passes._set, passes.factored = SETS[0], True
-    passes.product_(out, a, b, add=add)
+    passes._set, passes.factored = request.param, True
+    return passes.product_  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("turned", [(False, False), (False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_agrees_with_float64(size: tuple[int, int, int], turned: tuple[bool, bool]) -> None:
+def test_agrees_with_float64(
+    product_: Product, size: tuple[int, int, int], turned: tuple[bool, bool]
+) -> None:
     rows, columns, depth = size
     a, b = draw(rows, depth, turned[0], 0, apart=3), draw(depth, columns, turned[1], 1, apart=8)
     out = torch.full((rows, columns + 2), torch.nan)
@@ -61,7 +71,7 @@ def test_agrees_with_float64(size: tuple[int, int, int], turned: tuple[bool, boo
     assert bool(out[:, columns:].isnan().all())  # nothing is written beside it
 
 
-def test_adds_to_what_is_there_or_to_another() -> None:
+def test_adds_to_what_is_there_or_to_another(product_: Product) -> None:
     a, b = draw(19, 70, False, 0), draw(70, 51, True, 1)
     plain, start = torch.empty(19, 51), torch.randn(19, 51)
     product_(plain, a, b)
@@ -72,7 +82,7 @@ def test_adds_to_what_is_there_or_to_another() -> None:
     assert torch.equal(other, onto)
 
 
-def test_nothing_to_add_up() -> None:
+def test_nothing_to_add_up(product_: Product) -> None:
     start = torch.randn(3, 4)
     out = start.clone()
     empty = torch.empty(3, 0).bfloat16(), torch.empty(0, 4).bfloat16()
@@ -82,7 +92,7 @@ def test_nothing_to_add_up() -> None:
     assert torch.equal(out, torch.zeros(3, 4))
 
 
-def test_same_bits_for_any_number_of_threads() -> None:
+def test_same_bits_for_any_number_of_threads(product_: Product) -> None:
     a, b = draw(300, 2100, False, 0), draw(2100, 500, False, 1)
     results = []
     for threads in (1, 2, 5):
@@ -94,7 +104,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
-def test_what_is_not_finite_stays_in_its_row_and_column(value: float) -> None:
+def test_what_is_not_finite_stays_in_its_row_and_column(product_: Product, value: float) -> None:
     a, b = draw(20, 64, False, 0).clone(), draw(64, 60, True, 1)
     a[7, 11] = value
     out = torch.empty(20, 60)

@@ -27,7 +27,7 @@ SETS = {
     "__AVX2__": ("avx2", 32, "-mavx2 -mfma"),
     "__ARM_NEON": ("neon", 16, ""),
 }
-BF16 = "__AVX512BF16__"
+BF16, AMX = "__AVX512BF16__", "__AMX_BF16__"
 
 
 def _output(*command: str | Path) -> str:
@@ -84,8 +84,11 @@ def build(project: Path, objects: Path) -> None:
         has.append(f"-DGRAINRANK_HAS_{best[0].upper()}=1")
     if BF16 in macros():
         flags = [*_AVX512.split(), "-mavx512bf16", f"-I{csrc}"]
-        linked.append(_object(csrc / "bf16_product.cpp", flags, objects))
         has.append("-DGRAINRANK_HAS_AVX512_BF16=1")
+        if AMX in macros():
+            has.append("-DGRAINRANK_HAS_AMX_BF16=1")
+            flags += ["-mamx-tile", "-mamx-bf16", has[-1]]
+        linked.append(_object(csrc / "bf16_product.cpp", flags, objects))
     linked.append(_object(csrc / "parallel.cpp", [f"-I{csrc}"], objects))
     for name in ("dispatch.cpp", "bindings.cpp"):
         linked.append(_object(csrc / name, [*has, *python, f"-I{csrc}"], objects))

@@ -231,8 +231,8 @@ void check_all(std::vector<Tested>& sets, const InstructionSet& scalar, int one_
 
 int main(int argc, char** argv) {
     const int one_in = argc > 1 ? std::max(1, std::atoi(argv[1])) : 1;
-    const InstructionSet* found[4];
-    const int size = available(found, 4);
+    const InstructionSet* found[kMostSets];
+    const int size = available(found, kMostSets);
     std::vector<Tested> sets;
     for (int i = 0; i < size; ++i) sets.push_back({*found[i]});
     const InstructionSet scalar = sets.back().set;

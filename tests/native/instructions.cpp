@@ -199,8 +199,8 @@ const Form kForms[] = {
 };
 
 std::vector<const InstructionSet*> instruction_sets() {
-    const InstructionSet* found[4];
-    const int size = available(found, 4);
+    const InstructionSet* found[kMostSets];
+    const int size = available(found, kMostSets);
     return {found, found + size};
 }
 

@@ -11,7 +11,7 @@ vectors="-DGRAINRANK_ISA=neon -DGRAINRANK_VECTOR_BYTES=16"
 sets="-DGRAINRANK_HAS_NEON=1"
 if [[ $(uname -m) == x86_64 ]]; then
     vectors="-DGRAINRANK_ISA=avx2 -DGRAINRANK_VECTOR_BYTES=32 -mavx2 -mfma"
-    sets="-DGRAINRANK_HAS_AVX2=1 -DGRAINRANK_HAS_AVX512=1 -DGRAINRANK_HAS_AVX512_BF16=1"
+    sets="-DGRAINRANK_HAS_AVX2=1 -DGRAINRANK_HAS_AVX512=1 -DGRAINRANK_HAS_AVX512_BF16=1 -DGRAINRANK_HAS_AMX_BF16=1"
 fi
 
 # nvcc may be a wrapper in another folder: it says itself where its toolkit is.
@@ -35,7 +35,8 @@ runs() {
                 ;;
             csrc/bf16_product.cpp)
                 [[ $(uname -m) != x86_64 ]] ||
-                    echo "$source -- -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16"
+                    echo "$source -- -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16" \
+                        "-mamx-tile -mamx-bf16 -DGRAINRANK_HAS_AMX_BF16=1"
                 ;;
             *) echo "$source -- $sets $python_headers" ;;
         esac
