@@ -103,6 +103,17 @@ def _variant(label: str, losses: tuple[str, ...] = LOSSES, **changed: Any) -> Pr
     )
 
 
+def _widened(case: Case) -> Loss:
+    """grainrank on embeddings that a user turned into float32."""
+    wide = _grainrank(case._replace(setting=case.setting._replace(dtype=torch.float32)))
+
+    def loss(inputs: Inputs, scale: Tensor) -> Tensor:
+        q, c = (x.float() for x in inputs[:2])
+        return wide(inputs._replace(queries=q, candidates=c), scale)
+
+    return loss
+
+
 def by_prefix(loss: Loss, inputs: Inputs, scale: Tensor) -> Tensor:
     """One call for each prefix, as MatryoshkaLoss of sentence-transformers does it."""
     losses = [
@@ -346,6 +357,9 @@ def _siglip_kernel(case: Case) -> Loss:
 
 PROVIDERS: dict[str, Provider] = {
     OURS: Provider("grainrank", _grainrank, float64=False),
+    "grainrank_float32": Provider(
+        "grainrank, in float32", _widened, dtypes=_HALF, float64=False
+    ),
     "grainrank_fused": _variant("grainrank, Triton, fused product", PLAIN, product="fused"),
     "grainrank_vendor": _variant("grainrank, Triton, vendor's product", product="vendor"),
     "grainrank_cuda": _variant("grainrank, CUDA", backend="cuda"),
@@ -385,6 +399,12 @@ PROVIDERS: dict[str, Provider] = {
 
 
 def names_for(case: Case) -> list[str]:
-    """The providers of the loss; those that run on a GPU only, where it is on one."""
-    gpu = case.setting.device.type == "cuda"
-    return [name for name, x in PROVIDERS.items() if case.loss in x.losses and (gpu or not x.gpu)]
+    """The providers of the loss; those that run on a GPU only, where it is on one, and those of no
+    package, where there is something to compare in this dtype.
+    """
+    gpu, dtype = case.setting.device.type == "cuda", case.setting.dtype
+    return [
+        name
+        for name, x in PROVIDERS.items()
+        if case.loss in x.losses and (gpu or not x.gpu) and (x.package or dtype in x.dtypes)
+    ]

@@ -15,7 +15,8 @@ struct AmxBf16 {
     static constexpr int kTile = 16;  // rows of a tile register, and 32-bit words in a row
     static constexpr int kRows = 2 * kTile, kColumns = 2 * kTile;
     static constexpr int64_t kWords = kTile;
-    // As in bf16_avx512.h.
+    // At a time: all depth that is laid out, as both panels come from the second cache; so many
+    // columns and rows that these stay there.
     static constexpr int64_t kDepth = 2048;
     static constexpr int64_t kGroupBytes = 512 * 1024;
     static constexpr int64_t kGroupRows = 256;

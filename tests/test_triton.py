@@ -79,6 +79,26 @@ def test_tables(shape: Shape) -> None:
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_of_equal_extremes_the_first_counts(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tiles of one program and of several. Products with unit vectors are exact."""
+    monkeypatch.setattr("grainrank.triton_passes.PROGRAMS", 2)
+    few = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    kind = torch.arange(5 * COLUMNS + 7) % 5
+    level = (kind >= 3).long()
+    q, c, levels = few, torch.eye(5)[kind], level.expand(3, -1)
+    if side == "columns":
+        q, c, levels = c, q, levels.T
+    source = grainrank.DenseLevels(levels, 1)
+    stats = level_statistics(
+        q, c, source, temperature=1.0, normalize=False, direction="symmetric", backend="triton"
+    )[side == "columns"]
+    for row, highest, lowest in zip(few, stats.highest_at, stats.lowest_at, strict=True):
+        unrelated, related = row[:3], row[3:]
+        assert highest.tolist() == [unrelated.argmax(), 3 + related.argmax()]
+        assert lowest.tolist() == [unrelated.argmin(), 3 + related.argmin()]
+
+
 @pytest.mark.parametrize("name", list(sources(2, 2)))
 @pytest.mark.parametrize("side", ["as given", "transposed"])
 def test_level_source(name: str, side: str) -> None:
