@@ -7,14 +7,17 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
-// One row's tables and their gradients, each repeated in every lane, and the column tables. kFull:
-// with d_neg_lse and d_total; kLevels as in table_pass.h.
+// One row's tables and their gradients, and the column tables. kFull: with d_neg_lse and d_total;
+// kLevels as in table_pass.h.
 template <class T, bool kFull, int kLevels>
 class PairGradients {
     static constexpr int kSlots = kLevels > 0 ? kLevels : kMaxLevels;
     using V = Lanes<T>;
     using Float = typename V::Float;
     using Integer = typename V::Integer;
+    // A number of each level: in the lanes of a register, or each repeated in every lane.
+    static constexpr bool kLooksUp = V::kLooksUp && kLevels > 0;
+    using Numbers = std::conditional_t<kLooksUp, Float, Float[kSlots]>;
 
   public:
     PairGradients(const Channel<T>& channel, int max_level, int64_t row)
@@ -22,31 +25,31 @@ class PairGradients {
         const RowGradientArgs<T>& in = channel.rows;
         for (int l = 0; l < size(); ++l) {
             const int64_t at = row * levels_ + l;
-            lse_[l] = V::splat(in.lse[at]);
-            d_lse_[l] = in.d_lse ? V::splat(in.d_lse[at]) : Float{};
-            d_total_[l] = in.d_total ? V::splat(in.d_total[at]) : Float{};
+            lse_[l] = number(in.lse[at]);
+            d_lse_[l] = number(in.d_lse ? in.d_lse[at] : T(0));
+            d_total_[l] = number(in.d_total ? in.d_total[at] : T(0));
             // Far away where it is not asked for: 0 * exp(..) must be 0.
-            neg_lse_[l] = V::splat(in.d_neg_lse ? in.neg_lse[at] : T(-kEmpty));
-            d_neg_lse_[l] = in.d_neg_lse ? V::splat(in.d_neg_lse[at]) : Float{};
+            neg_lse_[l] = number(in.d_neg_lse ? in.neg_lse[at] : T(-kEmpty));
+            d_neg_lse_[l] = number(in.d_neg_lse ? in.d_neg_lse[at] : T(0));
         }
     }
 
     GRAINRANK_INLINE Float of_row(Float z, const int32_t* levels, bool mixed) const {
-        if (!mixed && V::all_zero(levels)) return gradient<T>(z, lse_[0], d_lse_[0], d_total_[0]);
+        if (!mixed && V::all_zero(levels))
+            return gradient<T>(z, of_first(lse_), of_first(d_lse_),
+                               kFull ? of_first(d_total_) : Float{});
         const Integer level = V::load_levels(levels);
-        Float lse = lse_[0], d_lse = d_lse_[0], d_total = d_total_[0];
-        Float neg_lse = neg_lse_[0], d_neg_lse = Float{};
-        for (int l = 1; l < size(); ++l) {
-            const auto here = level == V::splat_integer(l);
-            lse = here ? lse_[l] : lse;
-            d_lse = here ? d_lse_[l] : d_lse;
-            if constexpr (kFull) {
-                d_total = here ? d_total_[l] : d_total;
-                neg_lse = here ? neg_lse_[l] : neg_lse;
-                d_neg_lse = here ? d_neg_lse_[l] : d_neg_lse;
-            }
+        if constexpr (kLooksUp) {
+            const auto at = [level](Float numbers)
+                                GRAINRANK_INLINE_LAMBDA { return V::look_up(numbers, level); };
+            if constexpr (kFull)
+                return pair(z, level, at(lse_), at(d_lse_), at(d_total_), at(neg_lse_),
+                            at(d_neg_lse_));
+            else
+                return pair(z, level, at(lse_), at(d_lse_), Float{}, Float{}, Float{});
+        } else {
+            return of_row_by_level(z, level);
         }
-        return pair(z, level, lse, d_lse, d_total, neg_lse, d_neg_lse);
     }
 
     // z of the columns from `column` on.
@@ -73,6 +76,35 @@ class PairGradients {
     }
 
   private:
+    static GRAINRANK_INLINE auto number(T x) {
+        if constexpr (kLooksUp)
+            return x;
+        else
+            return V::splat(x);
+    }
+    static GRAINRANK_INLINE Float of_first(const Numbers& numbers) {
+        if constexpr (kLooksUp)
+            return V::splat(numbers[0]);
+        else
+            return numbers[0];
+    }
+
+    GRAINRANK_INLINE Float of_row_by_level(Float z, Integer level) const {
+        Float lse = lse_[0], d_lse = d_lse_[0], d_total = kFull ? d_total_[0] : Float{};
+        Float neg_lse = neg_lse_[0], d_neg_lse = Float{};
+        for (int l = 1; l < size(); ++l) {
+            const auto here = level == V::splat_integer(l);
+            lse = here ? lse_[l] : lse;
+            d_lse = here ? d_lse_[l] : d_lse;
+            if constexpr (kFull) {
+                d_total = here ? d_total_[l] : d_total;
+                neg_lse = here ? neg_lse_[l] : neg_lse;
+                d_neg_lse = here ? d_neg_lse_[l] : d_neg_lse;
+            }
+        }
+        return pair(z, level, lse, d_lse, d_total, neg_lse, d_neg_lse);
+    }
+
     static GRAINRANK_INLINE Float pair(Float z, Integer level, Float lse, Float d_lse,
                                        Float d_total, Float neg_lse, Float d_neg_lse) {
         Float g = gradient<T>(z, lse, d_lse, d_total);
@@ -84,8 +116,7 @@ class PairGradients {
 
     const ColumnGradientArgs<T>& columns_;
     int levels_;  // L + 1
-    Float lse_[kSlots], d_lse_[kSlots], d_total_[kSlots];
-    Float neg_lse_[kSlots], d_neg_lse_[kSlots];
+    Numbers lse_{}, d_lse_{}, d_total_{}, neg_lse_{}, d_neg_lse_{};
 };
 
 // Levels of a chunk as the row and as the columns see them: not the same array under a ceiling.
@@ -108,7 +139,10 @@ void gradient_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale,
         return value;
     };
     int64_t j = 0;
-    for (; j + V::kWidth <= n; j += V::kWidth) V::store(g + j, at(V::load(x + j), j));
+    for (; j + V::kWidth <= n; j += V::kWidth) {
+        fetch_ahead(x + j + kChunk);  // of the next chunk, as in table_pass.h
+        V::store(g + j, at(V::load(x + j), j));
+    }
     if (j == n) return;
     T tail[V::kWidth] = {};
     memcpy(tail, x + j, (n - j) * sizeof(T));

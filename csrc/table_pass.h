@@ -17,6 +17,22 @@ GRAINRANK_INLINE double scalar_exp(double x) { return ::exp(x); }
 // and the logarithm of a sum of such exponentials is no larger than the logits themselves may be.
 constexpr double kClose = 32.0;
 
+// Logits, as multiples of a number.
+template <class T>
+struct Logits {
+    const T* multiples;
+    T scale;
+
+    GRAINRANK_INLINE typename Lanes<T>::Float load(int64_t at) const {
+        return logit(Lanes<T>::load(multiples + at), scale);
+    }
+    // Of the next chunk, while this one is computed with: the machine does not guess across pages.
+    GRAINRANK_INLINE void fetch_ahead(int64_t at) const {
+        GRAINRANK_ISA::fetch_ahead(multiples + at + kChunk);
+    }
+    GRAINRANK_INLINE T operator[](int64_t at) const { return logit(multiples[at], scale); }
+};
+
 // Along a row a vector holds kWidth columns, whose results come together at the end of a chunk.
 // Across columns every lane is a column of its own, and a step goes one row down.
 enum class Lane { kAlong, kAcross };
@@ -50,8 +66,8 @@ class LevelTables {
 
     // z, levels: `steps` vectors of logits and their levels, `stride` apart; pairs of level -1
     // count for nothing. `first` is the column (kAcross: the row) of the first step.
-    void add_chunk(const T* z, const int32_t* levels, bool mixed, int64_t first, int64_t steps,
-                   int64_t stride) {
+    void add_chunk(const Logits<T>& z, const int32_t* levels, bool mixed, int64_t first,
+                   int64_t steps, int64_t stride) {
         if constexpr (!kAll)
             if (add_close(z, levels, mixed, steps, stride)) return;
         add_extremes(z, levels, mixed, first, steps, stride);
@@ -88,10 +104,11 @@ class LevelTables {
 
     // The usual case, where all logits so far lie close together: one shift serves every level, and
     // the extremes of the levels are not looked for. False: they do not, nothing is done.
-    bool add_close(const T* z, const int32_t* levels, bool mixed, int64_t steps, int64_t stride) {
+    bool add_close(const Logits<T>& z, const int32_t* levels, bool mixed, int64_t steps,
+                   int64_t stride) {
         Float high = spread(row_highest_), low = spread(row_lowest_);
         for (int64_t s = 0; s < steps; ++s) {
-            const Float x = V::load(z + s * stride);
+            const Float x = z.load(s * stride);
             high = x > high ? x : high;
             low = x < low ? x : low;
         }
@@ -111,7 +128,8 @@ class LevelTables {
         }
         const Float shifts = spread(shift);
         for (int64_t s = 0; s < steps; ++s) {
-            const Float x = V::load(z + s * stride);
+            if constexpr (!kAcross) z.fetch_ahead(s * stride);
+            const Float x = z.load(s * stride);
             const Float e = probability<T>(x - shifts);
             if (!mixed && V::all_zero(levels + s * stride)) {
                 sum[0] += e;
@@ -145,8 +163,8 @@ class LevelTables {
         old = shift;
     }
 
-    void add_extremes(const T* z, const int32_t* levels, bool mixed, int64_t first, int64_t steps,
-                      int64_t stride) {
+    void add_extremes(const Logits<T>& z, const int32_t* levels, bool mixed, int64_t first,
+                      int64_t steps, int64_t stride) {
         Float high[kSlots], low[kSlots], total[kSlots];
         Integer count[kSlots];
         int64_t zero_vectors = 0;
@@ -157,7 +175,7 @@ class LevelTables {
             count[l] = Integer{};
         }
         for (int64_t s = 0; s < steps; ++s) {
-            const Float x = V::load(z + s * stride);
+            const Float x = z.load(s * stride);
             if (!mixed && V::all_zero(levels + s * stride)) {
                 high[0] = x > high[0] ? x : high[0];
                 total[0] += x;
@@ -188,7 +206,7 @@ class LevelTables {
     }
 
     struct Chunk {
-        const T* z;
+        Logits<T> z;
         const int32_t* levels;
         int64_t first, steps, stride;
     };
@@ -247,7 +265,7 @@ class LevelTables {
         memcpy(&at, rows, sizeof rows);
     }
 
-    void add_exponentials(const T* z, const int32_t* levels, bool mixed, int64_t steps,
+    void add_exponentials(const Logits<T>& z, const int32_t* levels, bool mixed, int64_t steps,
                           int64_t stride) {
         Float sum[kSlots], negative_sum[kSlots], high[kSlots], low[kSlots];
         for (int l = 0; l < size(); ++l) {
@@ -256,7 +274,8 @@ class LevelTables {
             low[l] = spread(lowest_[l]);
         }
         for (int64_t s = 0; s < steps; ++s) {
-            const Float x = V::load(z + s * stride);
+            if constexpr (!kAcross) z.fetch_ahead(s * stride);
+            const Float x = z.load(s * stride);
             if (!mixed && V::all_zero(levels + s * stride)) {
                 sum[0] += exponential<T>(x - high[0]);
                 continue;
@@ -361,7 +380,7 @@ class ScalarTables {
         tables_ = {};
     }
 
-    void add_chunk(const T* z, const int32_t* levels, bool, int64_t first, int64_t steps,
+    void add_chunk(const Logits<T>& z, const int32_t* levels, bool, int64_t first, int64_t steps,
                    int64_t stride) {
         PairTables<T, kAll, kSlots> chunk;
         for (int64_t s = 0; s < steps; ++s)
@@ -419,6 +438,7 @@ bool table_row(const TablePass<T>& pass, int64_t r) {
     const Block<T>& block = pass.block;
     alignas(64) T z[kTableChunk<T> + kPadding];
     T scratch[kTableChunk<T>];
+    const bool only_scaled = !block.circle && !pass.factors;
     ChunkLevels chunk;
     TablesOf<T, kAll, kLevels, Lane::kAlong> tables;
     tables.start(pass.levels.max_level);
@@ -429,10 +449,14 @@ bool table_row(const TablePass<T>& pass, int64_t r) {
             return false;
         const T* s = similarities(block, r, begin, n, scratch);
         apply_ceiling(block, false, r, begin, n, s, chunk.level);
-        logits(block, pass.factors, s, chunk.level, n, z);
-        for (int64_t j = n; j < n + kPadding; ++j) z[j] = z[n - 1];
         const int64_t steps = (n + Lanes<T>::kWidth - 1) / Lanes<T>::kWidth;
-        tables.add_chunk(z, chunk.level, chunk.mixed, begin, steps, Lanes<T>::kWidth);
+        Logits<T> of_chunk{s, block.scale};
+        if (!only_scaled || n < steps * Lanes<T>::kWidth) {
+            logits(block, pass.factors, s, chunk.level, n, z);
+            for (int64_t j = n; j < n + kPadding; ++j) z[j] = z[n - 1];
+            of_chunk = {z, T(1)};
+        }
+        tables.add_chunk(of_chunk, chunk.level, chunk.mixed, begin, steps, Lanes<T>::kWidth);
     }
     tables.write(pass.rows, r, 1);
     return true;
@@ -482,7 +506,7 @@ bool table_strip(const TablePass<T>& pass, int64_t strip) {
             mixed += row.mixed;
         }
         for (int64_t v = 0; v < kVectors && v * kWidth < n; ++v)
-            tables[v].add_chunk(z + v * kWidth, levels + v * kWidth, mixed * 2 > steps,
+            tables[v].add_chunk({z + v * kWidth, T(1)}, levels + v * kWidth, mixed * 2 > steps,
                                 block.first_row + first, steps, kStrip);
     }
     for (int64_t v = 0; v < kVectors && v * kWidth < n; ++v) {

@@ -162,6 +162,22 @@ struct Lanes {
 #endif
     }
 
+    // Whether `look_up` is there: each lane's entry of a table in a register, one for each lane.
+#if defined(__AVX512F__)
+    static constexpr bool kLooksUp = kWidth == 16;
+    static GRAINRANK_INLINE Float look_up(Float table, Integer entry) {  // of its low four bits
+        __m512i entries;
+        __m512 numbers;
+        memcpy(&entries, &entry, sizeof entries);
+        memcpy(&numbers, &table, sizeof numbers);
+        numbers = _mm512_permutexvar_ps(entries, numbers);
+        memcpy(&table, &numbers, sizeof table);
+        return table;
+    }
+#else
+    static constexpr bool kLooksUp = false;
+#endif
+
     // 1 where the mask holds.
     template <class Mask>
     static GRAINRANK_INLINE Integer ones(Mask mask) {

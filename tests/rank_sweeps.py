@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,10 +104,30 @@ def reference_smooth(case: Case, step: Surrogate) -> Results:
     return results
 
 
+def near_ties(case: Case, ranks: Results) -> Tensor:
+    """Of which levels `[P, L + 1]` a candidate is as similar as a positive but for the roundings of
+    float32: which of the two comes first is an accident there.
+    """
+    exact = case.to(torch.float64)
+    q, c = _operands(exact, exact.queries, exact.candidates)
+    similarity, level = q @ c.T, case.levels.block(0, len(q), len(c)).long()
+    rows = torch.repeat_interleave(torch.arange(len(q)), ranks["indptr"].diff())
+    apart = (similarity[rows] - similarity[rows, ranks["indices"], None]).abs()
+    near = (apart > 0) & (apart < 1e-6) & (level[rows] >= 0)
+    found = torch.zeros(ranks["above"].shape, dtype=torch.long)
+    return found.scatter_add_(1, level[rows].clamp_min(0), near.long()) > 0
+
+
 def assert_smooth(cases: list[Case], actual: list[Results], step: Surrogate) -> None:
     """The rule of accuracy over all cases; in float64, whose truth is the reference, to 1e-9."""
     reference = [reference_smooth(given, step) for given in cases]
     truth = [reference_smooth(given.to(torch.float64), step) for given in cases]
+    if cases[0].queries.dtype != torch.float64:
+        for given, a, r, t in zip(cases, actual, reference, truth, strict=True):
+            accidents = near_ties(given, t)
+            assert accidents.float().mean() < 0.05  # what is left is tested
+            for name, results in itertools.product(("above", "at_least"), (a, r)):
+                results[name] = t[name].to(results[name].dtype).where(accidents, results[name])
     for name in actual[0]:
         if name in INTEGERS or cases[0].queries.dtype == torch.float64:
             for a, t in zip(actual, truth, strict=True):

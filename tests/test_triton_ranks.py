@@ -244,7 +244,7 @@ def slow(s: Tensor, y: Tensor, step: Surrogate, d: Tensor) -> Results:
 def test_one_block(n: int, m: int, over: bool, step: Surrogate) -> None:
     """Equal similarities, and differences on both sides of every edge of the steps."""
     dtype = torch.float64
-    source = graded(n, m, seed=m)
+    source = graded(n, m, seed=m, positives=12)
     out, memory = poisoned(torch.zeros(n, m), torch.float64)
     block, passes = block_of(n, m, dtype, out), passes_of(n, m, dtype, source)
     block = block._replace(unit=torch.full((1,), 4.0, dtype=dtype))
