@@ -19,7 +19,7 @@ RULES = [(p, n) for p in ("exact", "at_least") for n in ("lower", "unrelated")]
 def draws(shape: Shape) -> int:
     """The results that are scalars need many, see `grainrank.testing`."""
     pairs = shape.N * shape.M
-    return 32 if pairs < 10_000 else 8 if pairs < 100_000 else 5
+    return 96 if pairs < 100 else 32 if pairs < 10_000 else 8 if pairs < 100_000 else 5
 
 
 def batch(shape: Shape, dtype: torch.dtype, seed: int, dense: int) -> tuple[Inputs, LevelSource]:

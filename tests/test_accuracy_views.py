@@ -22,7 +22,7 @@ from grainrank.testing import DTYPES, Shape, make_dense_levels, make_inputs
 
 SHAPE = Shape(33, 65, 24, 3)
 MEMORY = 9  # of the 65 columns
-DRAWS = 5
+DRAWS, DRAWS_OF_FACTORS = 5, 16  # the gradients of factors are few numbers
 ALL = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 
 
@@ -126,7 +126,7 @@ def step(
 @functools.lru_cache(maxsize=2)
 def evidence(views: Views, dtype: torch.dtype) -> Any:
     upstreams, reference, truth = [], [], []
-    for seed in range(DRAWS):
+    for seed in range(DRAWS_OF_FACTORS if views.factors else DRAWS):
         batch = make(views, dtype, seed)
         rows, columns = definition_views.tables(batch, views.softplus)
         d = table_upstreams(rows, seed), table_upstreams(columns, seed + 1)
