@@ -125,7 +125,7 @@ def assert_smooth(cases: list[Case], actual: list[Results], step: Surrogate) -> 
     if cases[0].queries.dtype != torch.float64:
         for given, a, r, t in zip(cases, actual, reference, truth, strict=True):
             accidents = near_ties(given, t)
-            assert accidents.float().mean() < 0.05  # what is left is tested
+            assert accidents.sum() <= 0.05 * accidents.numel()  # what is left is tested
             for name, results in itertools.product(("above", "at_least"), (a, r)):
                 results[name] = t[name].to(results[name].dtype).where(accidents, results[name])
     for name in actual[0]:
