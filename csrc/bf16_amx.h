@@ -125,18 +125,18 @@ struct AmxBf16 {
         if (in.depth_stride != 1) {  // all panels at once, so that whole cache lines are read
             for (int64_t step = 0; step < steps; ++step)
                 for (int64_t panel = first; panel < last; ++panel)
-                    for (int half = 0; half < 2; ++half)
+                    for (int64_t half = 0; half < 2; ++half)
                         pack_tile<kByLine, false>(in, panel, step, half);
             return;
         }
         for (int64_t panel = first; panel < last; ++panel)
-            for (int half = 0; half < 2; ++half)
+            for (int64_t half = 0; half < 2; ++half)
                 for (int64_t step = 0; step < steps; ++step)
                     pack_tile<kByLine, true>(in, panel, step, half);
     }
 
     template <bool kByLine, bool kAlong>
-    static void pack_tile(const Panels& in, int64_t panel, int64_t step, int half) {
+    static void pack_tile(const Panels& in, int64_t panel, int64_t step, int64_t half) {
         const int64_t line = panel * kRows + half * kTile;
         const int64_t lines = in.lines - line, depth = step * 2 * kTile;
         const uint16_t* from = in.values + line * in.line_stride + depth * in.depth_stride;
@@ -147,7 +147,7 @@ struct AmxBf16 {
             read_pairs(from, in.depth_stride, lines, in.depth_values - depth, block);
         if constexpr (kByLine != kAlong) transpose(block);
         uint32_t* out = in.at(panel) + step * kStepWords + half * kTileWords;
-        for (int i = 0; i < kTile; ++i) _mm512_store_si512(out + i * kTile, block[i]);
+        for (int64_t i = 0; i < kTile; ++i) _mm512_store_si512(out + i * kTile, block[i]);
     }
 
     // Neighbours in the depth are neighbours in memory: a row of the block is a line.
@@ -169,7 +169,7 @@ struct AmxBf16 {
                        ? _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + k * stride))
                        : _mm512_setzero_si512();
         };
-        for (int i = 0; i < kTile; ++i)
+        for (int64_t i = 0; i < kTile; ++i)
             block[i] = _mm512_or_si512(row(2 * i), _mm512_slli_epi32(row(2 * i + 1), 16));
     }
 
