@@ -110,7 +110,7 @@ def near_ties(case: Case, ranks: Results) -> Tensor:
     """
     exact = case.to(torch.float64)
     q, c = _operands(exact, exact.queries, exact.candidates)
-    similarity, level = q @ c.T, case.levels.block(0, len(q), len(c)).long()
+    similarity, level = q @ c.T, exact.batch().levels.block(0, len(q), len(c)).long()
     rows = torch.repeat_interleave(torch.arange(len(q)), ranks["indptr"].diff())
     apart = (similarity[rows] - similarity[rows, ranks["indices"], None]).abs()
     near = (apart > 0) & (apart < 1e-6) & (level[rows] >= 0)
