@@ -131,6 +131,22 @@ def test_exact_ranks_of_equal_similarities(dtype: str, ties: Any, shape: Shape) 
         assert torch.equal(getattr(actual, name), getattr(expected, name)), name
 
 
+def test_several_chunks_of_one_warp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with so many positives that the columns are not split."""
+    n, m = 2, 2048 + 65
+    levels = integers(0, 4, n, m, seed=5) * (integers(0, 200, n, m, seed=6) == 0)
+    q, c = few_values(torch.float64, n, m)
+    given = q, c, DenseLevels(levels, 3)
+    with simulated(80, seed=1):
+        monkeypatch.setattr("grainrank.cuda_ranks._cuda.rank_splits", lambda *_: 1)
+        exact = positive_ranks(*given, ties="last", normalize=False, backend="cuda")
+        smooth = smooth_step(*given, "cuda", surrogate="sigmoid", temperature=0.1)
+    expected = positive_ranks(*given, ties="last", normalize=False, backend="reference")
+    assert len(exact.indices) > 10
+    assert torch.equal(exact.above, expected.above)
+    assert_same(smooth, smooth_step(*given, "reference", surrogate="sigmoid", temperature=0.1))
+
+
 @each_surrogate
 @pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp64"])
 def test_memory(dtype: str, surrogate: str) -> None:
