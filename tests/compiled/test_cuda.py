@@ -78,6 +78,26 @@ def test_loss_in_half_precision(name: str, way: str, dtype: str) -> None:
     check(name, way, SMALL, DTYPES[dtype])
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_query_of_length_0_in_float16(sign: float) -> None:
+    """Its gradients, 1e12 times those of the others, are cut off on either side: infinite ones
+    would turn the candidates' into NaN.
+    """
+    q, c, *_ = make_inputs(SMALL, torch.float16, seed=1)
+    q[2] = 0
+
+    def run(backend: Any) -> Tensor:
+        leaf, x = (t.clone().requires_grad_() for t in (q, c))
+        loss = grainrank.info_nce_loss(leaf, x[: SMALL.N], temperature=0.1, backend=backend)
+        (sign * loss).backward()
+        assert x.grad is not None
+        return x.grad
+
+    actual, expected = both(run)
+    assert bool(actual.isfinite().all())
+    torch.testing.assert_close(actual, expected, rtol=2e-2, atol=2e-3)
+
+
 @pytest.mark.parametrize(("name", "way"), PAIRS)
 def test_loss_in_float64(name: str, way: str) -> None:
     """The formulas themselves, far below the rounding of float32."""
