@@ -15,8 +15,8 @@ cpu = pytest.importorskip("grainrank.cpu")
 SETS = [name for name in cpu.instruction_sets() if cpu._native.has_bf16_product(name)]
 pytestmark = pytest.mark.skipif(not SETS, reason="this machine has no product of bfloat16")
 
-# Around the tiles (8 x 48, 32 x 32), the pieces of the depth (512, 1024) and what is laid out at a
-# time (2048).
+# Around the tiles (8 x 48, 32 x 32), the pieces of the depth (1024) and what is laid out at a time
+# (2048).
 SIZES = [
     (1, 1, 1),
     (3, 5, 2),
