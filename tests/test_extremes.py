@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from lone_pairs import lone_pairs
 from torch import Tensor
 
 from grainrank import (
@@ -136,6 +137,15 @@ def test_huge_and_tiny_logits(scale: float, dtype: torch.dtype, backend: str) ->
             assert torch.isfinite(x).all()
         assert 0 <= float(got[0]) <= 4 * scale + 4
     assert (float(got[0]) > 100) == (scale > 1)
+
+
+@pytest.mark.parametrize("negative", [False, True], ids=["lse", "neg_lse"])
+@pytest.mark.parametrize("level_scales", [None, [1.0, 0.3, 1.7]], ids=["plain", "factors"])
+def test_a_pair_alone_at_its_level(
+    level_scales: list[float] | None, negative: bool, backend: str
+) -> None:
+    """Its logit and its lse are rounded alike, whatever the compiler fuses."""
+    torch.testing.assert_close(*lone_pairs(backend, level_scales, negative))
 
 
 def test_opposite_and_equal_vectors(backend: str) -> None:

@@ -20,7 +20,7 @@ class LevelStatistics(NamedTuple):
 
     An empty level holds -1e30 in `lse`, `neg_lse` and `highest`, 1e30 in `lowest`, 0 in `total` and
     `count`, -1 in the column tables: finite, so that a difference of two empty levels is 0. Mask
-    with `count > 0`.
+    with `count > 0`. Logits have to stay far below 1e30.
     """
 
     lse: Tensor  #: `log sum exp(z)` over the level

@@ -14,6 +14,7 @@ from torch import Tensor
 
 MAX_LEVEL = 15
 MAX_ROWS = 2**31 - 1  # what the passes number queries and candidates in
+MAX_SCALE = 1e20  # of logits: they stay far from what an empty level holds
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
@@ -149,9 +150,10 @@ def check_scale(
         return scale if temperature is None else 1.0 / scale
     number = check_number(name, value, or_tensor=True)
     number = number if temperature is None else 1.0 / number
-    if number > torch.finfo(dtype).max:
+    if number > MAX_SCALE:
         raise ValueError(
-            f"{name} must give a logit scale that {dtype} holds, got {value}, a scale of {number:g}"
+            f"{name} must give a logit scale of at most {MAX_SCALE:g}, got {value}, a scale of "
+            f"{number:g}; logits near 1e30 would be taken for those of an empty level"
         )
     return torch.full((), number, dtype=dtype, device=like.device)
 

@@ -14,6 +14,7 @@ from compiled.cuda_budget import NOT_BUILT
 from compiled.cuda_code import built_module, code_of
 from compiled.simulated_cuda import module, simulated
 from levels_seen import seen
+from lone_pairs import lone_pairs
 from loss_step import loss_step
 from margins import each_margin, margin_step
 from test_accuracy_losses import PAIRS, evidence, step
@@ -258,6 +259,13 @@ def test_extreme_logits() -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5, equal_nan=True, msg=name)
     for table in (tables[0].lse, tables[0].total):
         assert table[2][tables[1].count[2] > 0].isnan().all()
+
+
+@pytest.mark.parametrize("negative", [False, True], ids=["lse", "neg_lse"])
+@pytest.mark.parametrize("level_scales", [None, [1.0, 0.3, 1.7]], ids=["plain", "factors"])
+def test_a_pair_alone_at_its_level(level_scales: list[float] | None, negative: bool) -> None:
+    with simulated(80, seed=1):
+        torch.testing.assert_close(*lone_pairs("cuda", level_scales, negative))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from levels_seen import seen
+from lone_pairs import lone_pairs
 from ptxsim.driver import use
 from test_accuracy_losses import evidence, step
 from test_level_sources import sources
@@ -114,3 +115,10 @@ def test_level_source(name: str) -> None:
         assert torch.equal(seen(source, "triton", n, m), expected)
     with use(90, seed=2):
         assert torch.equal(seen(source, "triton", n, m, torch.float16), expected)
+
+
+@pytest.mark.parametrize("negative", [False, True], ids=["lse", "neg_lse"])
+@pytest.mark.parametrize("level_scales", [None, [1.0, 0.3, 1.7]], ids=["plain", "factors"])
+def test_a_pair_alone_at_its_level(level_scales: list[float] | None, negative: bool) -> None:
+    with use(80, seed=1):
+        torch.testing.assert_close(*lone_pairs("triton", level_scales, negative))
