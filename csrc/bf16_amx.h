@@ -7,11 +7,13 @@
 
 #include <cstring>
 
-#include "bf16_panels.h"
+#include "panels.h"
 
 namespace grainrank {
 
 struct AmxBf16 {
+    using Value = uint16_t;
+    static constexpr int64_t kValues = 2;
     static constexpr int kTile = 16;  // rows of a tile register, and 32-bit words in a row
     static constexpr int kRows = 2 * kTile, kColumns = 2 * kTile;
     static constexpr int64_t kWords = kTile;
@@ -37,10 +39,10 @@ struct AmxBf16 {
         Session& operator=(const Session&) = delete;
     };
 
-    static void pack_rows(const Panels& in, int64_t first, int64_t last) {
+    static void pack_rows(const Panels<uint16_t>& in, int64_t first, int64_t last) {
         pack<true>(in, first, last);
     }
-    static void pack_columns(const Panels& in, int64_t first, int64_t last) {
+    static void pack_columns(const Panels<uint16_t>& in, int64_t first, int64_t last) {
         pack<false>(in, first, last);
     }
 
@@ -120,7 +122,7 @@ struct AmxBf16 {
 
     // kByLine: a line is a row of a tile, else a column.
     template <bool kByLine>
-    static void pack(const Panels& in, int64_t first, int64_t last) {
+    static void pack(const Panels<uint16_t>& in, int64_t first, int64_t last) {
         const int64_t steps = in.depth / kWords;
         if (in.depth_stride != 1) {  // all panels at once, so that whole cache lines are read
             for (int64_t step = 0; step < steps; ++step)
@@ -136,7 +138,7 @@ struct AmxBf16 {
     }
 
     template <bool kByLine, bool kAlong>
-    static void pack_tile(const Panels& in, int64_t panel, int64_t step, int64_t half) {
+    static void pack_tile(const Panels<uint16_t>& in, int64_t panel, int64_t step, int64_t half) {
         const int64_t line = panel * kRows + half * kTile;
         const int64_t lines = in.lines - line, depth = step * 2 * kTile;
         const uint16_t* from = in.values + line * in.line_stride + depth * in.depth_stride;

@@ -5,16 +5,27 @@
 
 #include <cstring>
 
-#include "bf16_panels.h"
+#include "avx512_tile.h"
 
 namespace grainrank {
 
-struct Avx512Bf16 {
-    // A tile: kRows x kVectors sums of 16 in registers.
-    static constexpr int kRows = 8, kVectors = 3;
-    static constexpr std::ptrdiff_t kWidth = 16;
-    static constexpr int kColumns = kVectors * static_cast<int>(kWidth);
-    static constexpr int64_t kWords = 1;  // the depth is laid out in so many
+// Of 16 words, each of two numbers.
+struct Bf16Pairs {
+    static __m512 add(__m512 sum, __m512i row, __m512i column) {
+        return _mm512_dpbf16_ps(sum, numbers(row), numbers(column));
+    }
+
+  private:
+    static __m512bh numbers(__m512i words) {
+        __m512bh out;
+        std::memcpy(&out, &words, sizeof out);
+        return out;
+    }
+};
+
+struct Avx512Bf16 : Avx512Tile<Bf16Pairs, 8, 3> {
+    using Value = uint16_t;
+    static constexpr int64_t kValues = 2, kWords = 1;  // the depth is laid out in so many
     // At a time: so much depth that a panel of `a` stays in the first cache; so many columns that
     // their panels, and so many rows that their sums, stay in the second.
     static constexpr int64_t kDepth = 1024;
@@ -23,18 +34,11 @@ struct Avx512Bf16 {
 
     struct Session {};
 
-    static void pack_rows(const Panels& in, int64_t first, int64_t last) {
+    static void pack_rows(const Panels<uint16_t>& in, int64_t first, int64_t last) {
         pack<kRows>(in, first, last);
     }
-    static void pack_columns(const Panels& in, int64_t first, int64_t last) {
+    static void pack_columns(const Panels<uint16_t>& in, int64_t first, int64_t last) {
         pack<kColumns>(in, first, last);
-    }
-
-    // `rows` x `columns` sums over `depth` words, of one panel of each operand.
-    static void multiply(const uint32_t* a, const uint32_t* b, int64_t depth, int rows, int columns,
-                         bool add, float* out, int64_t stride) {
-        constexpr Tile tiles[kVectors] = {tile<1>, tile<2>, tile<3>};
-        tiles[(columns - 1) / kWidth](a, b, depth, rows, columns, add, out, stride);
     }
 
   private:
@@ -43,7 +47,7 @@ struct Avx512Bf16 {
     }
 
     template <int kWide>
-    static void pack(const Panels& in, int64_t first, int64_t last) {
+    static void pack(const Panels<uint16_t>& in, int64_t first, int64_t last) {
         if (in.depth_stride != 1)
             pack_across<kWide>(in, first, last);
         else
@@ -52,7 +56,7 @@ struct Avx512Bf16 {
 
     // Neighbours in the depth are neighbours in memory: words as they are.
     template <int kWide>
-    static void pack_along(const Panels& in, int64_t panel) {
+    static void pack_along(const Panels<uint16_t>& in, int64_t panel) {
         uint32_t* out = in.at(panel);
         const int64_t first = panel * kWide, lines = least(kWide, in.lines - first);
         const int64_t whole = in.depth_values / 2;
@@ -70,7 +74,7 @@ struct Avx512Bf16 {
     // Lines are neighbours in memory: two rows, interleaved. All panels of a group at once, so that
     // whole cache lines are read.
     template <int kWide>
-    static void pack_across(const Panels& in, int64_t first_panel, int64_t last_panel) {
+    static void pack_across(const Panels<uint16_t>& in, int64_t first_panel, int64_t last_panel) {
         static_assert(kWide % 8 == 0);
         const uint16_t zeros[kWide] = {};
         for (int64_t k = 0; k < in.depth; ++k) {
@@ -93,45 +97,6 @@ struct Avx512Bf16 {
                     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i),
                                         _mm256_or_si256(low, _mm256_slli_epi32(high, 16)));
                 }
-            }
-        }
-    }
-
-    // 32 numbers as the product of pairs takes them.
-    static __m512bh pairs(__m512i words) {
-        __m512bh numbers;
-        std::memcpy(&numbers, &words, sizeof numbers);
-        return numbers;
-    }
-
-    using Tile = void (*)(const uint32_t*, const uint32_t*, int64_t, int, int, bool, float*,
-                          int64_t);
-
-    template <int kVectorsOf>
-    static void tile(const uint32_t* a, const uint32_t* b, int64_t depth, int rows, int columns,
-                     bool add, float* out, int64_t stride) {
-        __m512 sums[kRows][kVectorsOf];
-        for (auto& row : sums)
-            for (auto& sum : row) sum = _mm512_setzero_ps();
-        for (int64_t k = 0; k < depth; ++k, a += kRows, b += kColumns) {
-            __m512bh columns_of_b[kVectorsOf];
-            for (int v = 0; v < kVectorsOf; ++v)
-                columns_of_b[v] = pairs(_mm512_loadu_si512(b + v * kWidth));
-            for (int i = 0; i < kRows; ++i) {
-                const __m512bh row = pairs(_mm512_set1_epi32(static_cast<int>(a[i])));
-                for (int v = 0; v < kVectorsOf; ++v)
-                    sums[i][v] = _mm512_dpbf16_ps(sums[i][v], row, columns_of_b[v]);
-            }
-        }
-        const int in_last = columns - (kVectorsOf - 1) * static_cast<int>(kWidth);
-        const auto last = static_cast<__mmask16>((1u << in_last) - 1);
-        for (int i = 0; i < rows; ++i, out += stride) {
-            for (int v = 0; v < kVectorsOf; ++v) {
-                const __mmask16 mask = v == kVectorsOf - 1 ? last : static_cast<__mmask16>(0xffff);
-                float* at = out + v * kWidth;
-                const __m512 sum =
-                    add ? _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), sums[i][v]) : sums[i][v];
-                _mm512_mask_storeu_ps(at, mask, sum);
             }
         }
     }

@@ -1,155 +1,19 @@
-// Products of bfloat16 matrices with AVX512-BF16 or AMX. As in every product that is bound by
-// arithmetic both operands are first laid out as the innermost loop reads them.
-#include "bf16_product.h"
-
-#include <algorithm>
-#include <cstring>
-
+// Products of bfloat16 matrices with AVX512-BF16 or AMX.
 #include "bf16_avx512.h"
+#include "product_driver.h"
 #if GRAINRANK_HAS_AMX_BF16
 #include "bf16_amx.h"
 #endif
-#include "parallel.h"
 
 namespace grainrank {
-namespace {
-
-// What is laid out at a time, of each operand: so much depth, and so many bytes.
-constexpr int64_t kSlabDepth = 2048;
-constexpr int64_t kSlabBytes = 8 * 1024 * 1024;
-
-using Pack = void (*)(const Panels&, int64_t first, int64_t last);
-constexpr int kPanelsOfGroup = 8;
-
-struct Packing {
-    const Panels& in;
-    Pack run;
-};
-
-int pack_groups(void* context, int64_t begin, int64_t end) {
-    const Packing& packing = *static_cast<const Packing*>(context);
-    const int64_t count = packing.in.count();
-    for (int64_t panel = begin * kPanelsOfGroup; panel < least(end * kPanelsOfGroup, count);
-         panel += kPanelsOfGroup)
-        packing.run(packing.in, panel, least(panel + kPanelsOfGroup, count));
-    return 0;
-}
-
-void pack(const Panels& in, Pack run, int num_threads) {
-    Packing packing{in, run};
-    parallel_for(pieces(in.count(), kPanelsOfGroup), 1, num_threads, pack_groups, &packing);
-}
-
-struct Slab {
-    const Panels& a;
-    const Panels& b;
-    float* out;
-    int64_t stride;
-    bool add;
-    int64_t rows_of_group;  // panels of `a`
-    int64_t columns_of_group;
-    int64_t depth_of_piece;  // in words
-};
-
-template <class Kernel>
-void multiply_group(const Slab& in, int64_t first_row, int64_t first_column) {
-    const int64_t last_row = least(first_row + in.rows_of_group, in.a.count());
-    const int64_t last_column = least(first_column + in.columns_of_group, in.b.count());
-    for (int64_t k = 0; k < in.a.depth; k += in.depth_of_piece) {
-        const int64_t depth = least(in.depth_of_piece, in.a.depth - k);
-        for (int64_t i = first_row; i < last_row; ++i) {
-            const int64_t row = i * Kernel::kRows;
-            const auto rows = static_cast<int>(least(Kernel::kRows, in.a.lines - row));
-            for (int64_t j = first_column; j < last_column; ++j) {
-                const int64_t column = j * Kernel::kColumns;
-                const auto columns = static_cast<int>(least(Kernel::kColumns, in.b.lines - column));
-                Kernel::multiply(in.a.at(i) + k * Kernel::kRows, in.b.at(j) + k * Kernel::kColumns,
-                                 depth, rows, columns, in.add || k > 0,
-                                 in.out + row * in.stride + column, in.stride);
-            }
-        }
-    }
-}
-
-template <class Kernel>
-int multiply_groups(void* context, int64_t begin, int64_t end) {
-    const Slab& in = *static_cast<const Slab*>(context);
-    const int64_t across = pieces(in.b.count(), in.columns_of_group);
-    [[maybe_unused]] const typename Kernel::Session session{};
-    for (int64_t g = begin; g < end; ++g)
-        multiply_group<Kernel>(in, g / across * in.rows_of_group, g % across * in.columns_of_group);
-    return 0;
-}
-
-// Words of the depth as a kernel lays them out.
-template <class Kernel>
-int64_t words_of(int64_t depth) {
-    return pieces(depth, 2 * Kernel::kWords) * Kernel::kWords;
-}
-
-// Lines of a slab, a multiple of the panels' width.
-int64_t slab_lines(int64_t lines, int64_t words, int wide) {
-    const int64_t most = kSlabBytes / (words * static_cast<int64_t>(sizeof(uint32_t))) / wide;
-    return least(most, pieces(lines, wide)) * wide;
-}
-
-template <class Kernel>
-ProductStatus product(const Bf16ProductArgs& in) {
-    if (in.depth == 0) {
-        for (int64_t i = 0; i < in.rows && !in.add; ++i)
-            std::memset(in.out + i * in.out_stride, 0, sizeof(float) * in.columns);
-        return ProductStatus::kOk;
-    }
-    const int64_t slab_words = words_of<Kernel>(least(in.depth, kSlabDepth));
-    const int64_t rows = slab_lines(in.rows, slab_words, Kernel::kRows);
-    const int64_t columns = slab_lines(in.columns, slab_words, Kernel::kColumns);
-    const PanelMemory of_a(rows * slab_words), of_b(columns * slab_words);
-    if (!of_a.get() || !of_b.get()) return ProductStatus::kOutOfMemory;
-    for (int64_t k = 0; k < in.depth; k += kSlabDepth) {
-        const int64_t depth = least(kSlabDepth, in.depth - k), words = words_of<Kernel>(depth);
-        const int64_t piece =
-            pieces(words / Kernel::kWords, pieces(depth, Kernel::kDepth)) * Kernel::kWords;
-        Panels a{of_a.get(),      Kernel::kRows,      0,    words, nullptr,
-                 in.a.row_stride, in.a.column_stride, depth};
-        Panels b{of_b.get(),         Kernel::kColumns, 0,    words, nullptr,
-                 in.b.column_stride, in.b.row_stride,  depth};
-        for (int64_t j = 0; j < in.columns; j += columns) {
-            b.lines = least(columns, in.columns - j);
-            b.values = in.b.values + j * in.b.column_stride + k * in.b.row_stride;
-            pack(b, Kernel::pack_columns, in.num_threads);
-            for (int64_t i = 0; i < in.rows; i += rows) {
-                if (i > 0 || j == 0 || rows < in.rows) {  // else it is still there
-                    a.lines = least(rows, in.rows - i);
-                    a.values = in.a.values + i * in.a.row_stride + k * in.a.column_stride;
-                    pack(a, Kernel::pack_rows, in.num_threads);
-                }
-                Slab slab{
-                    a,
-                    b,
-                    in.out + i * in.out_stride + j,
-                    in.out_stride,
-                    in.add || k > 0,
-                    Kernel::kGroupRows / Kernel::kRows,
-                    std::max<int64_t>(1, Kernel::kGroupBytes / (piece * 4 * Kernel::kColumns)),
-                    piece};
-                const int64_t groups = pieces(a.count(), slab.rows_of_group) *
-                                       pieces(b.count(), slab.columns_of_group);
-                parallel_for(groups, 1, in.num_threads, multiply_groups<Kernel>, &slab);
-            }
-        }
-    }
-    return ProductStatus::kOk;
-}
-
-}  // namespace
 
 // dispatch.cpp declares them.
 // NOLINTNEXTLINE(misc-use-internal-linkage)
-Bf16Product avx512_bf16_product() { return product<Avx512Bf16>; }
+Product<uint16_t> avx512_bf16_product() { return product<Avx512Bf16>; }
 
 #if GRAINRANK_HAS_AMX_BF16
 // NOLINTNEXTLINE(misc-use-internal-linkage)
-Bf16Product amx_bf16_product() { return product<AmxBf16>; }
+Product<uint16_t> amx_bf16_product() { return product<AmxBf16>; }
 #endif
 
 }  // namespace grainrank

@@ -413,27 +413,28 @@ void define_passes(py::module_& m, const std::string& suffix) {
           py::arg("instruction_set"), py::arg("name"), py::arg("x"), py::arg("y"), py::arg("n"));
 }
 
-void define_products(py::module_& m) {
-    py::class_<Bf16Matrix>(m, "Bf16Matrix")
+template <class T>
+void define_product(py::module_& m, const std::string& suffix,
+                    Product<T> InstructionSet::* product) {
+    py::class_<Matrix<T>>(m, ("Matrix_" + suffix).c_str())
         .def(py::init([](Address values, int64_t row_stride, int64_t column_stride) {
-            return Bf16Matrix{at<const uint16_t*>(values), row_stride, column_stride};
+            return Matrix<T>{at<const T*>(values), row_stride, column_stride};
         }));
-    m.def("has_bf16_product",
-          [](const std::string& set) { return find(set).bf16_product != nullptr; });
-    m.def(
-        "bf16_product",
-        [](const std::string& set, const Bf16Matrix& a, const Bf16Matrix& b, int64_t rows,
-           int64_t columns, int64_t depth, Address out, int64_t out_stride, bool add,
-           int num_threads) {
-            const Bf16Product run = find(set).bf16_product;
-            const Bf16ProductArgs in{a,          b,   rows,       columns, depth, at<float*>(out),
-                                     out_stride, add, num_threads};
-            py::gil_scoped_release release;
-            return static_cast<int>(run(in));
-        },
-        py::arg("instruction_set"), py::arg("a"), py::arg("b"), py::kw_only(), py::arg("rows"),
-        py::arg("columns"), py::arg("depth"), py::arg("out"), py::arg("out_stride"), py::arg("add"),
-        py::arg("num_threads"));
+    m.def(("has_product_" + suffix).c_str(),
+          [product](const std::string& set) { return find(set).*product != nullptr; });
+    m.def(("product_" + suffix).c_str(),
+          [product](const std::string& set, const Matrix<T>& a, const Matrix<T>& b, int64_t rows,
+                    int64_t columns, int64_t depth, Address out, int64_t out_stride, bool add,
+                    int num_threads) {
+              const Product<T> run = find(set).*product;
+              const ProductArgs<T> in{a,          b,   rows,       columns, depth, at<float*>(out),
+                                      out_stride, add, num_threads};
+              py::gil_scoped_release release;
+              return static_cast<int>(run(in));
+          },
+          py::arg("instruction_set"), py::arg("a"), py::arg("b"), py::kw_only(), py::arg("rows"),
+          py::arg("columns"), py::arg("depth"), py::arg("out"), py::arg("out_stride"),
+          py::arg("add"), py::arg("num_threads"));
 }
 
 }  // namespace
@@ -456,7 +457,10 @@ PYBIND11_MODULE(_native, m) {
     define_exact_passes<double>(m);
     define_passes<float>(m, "f32");
     define_passes<double>(m, "f64");
-    define_products(m);
+    define_product<uint16_t>(m, "bf16", &InstructionSet::bf16_product);
+    define_product<float>(m, "f32", &InstructionSet::float32_product);
+    m.def("float32_product_is_faster",
+          [](const std::string& set) { return find(set).float32_is_faster; });
     m.attr("MOMENT_ROWS") = kMomentRows;
     m.attr("NOT_COUNTED") = kNotCounted;
     m.attr("PACKED_PADDING") = kPackedPadding;

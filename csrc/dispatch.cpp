@@ -1,8 +1,12 @@
 // Which instruction sets this build holds and this machine runs.
 #include "passes.h"
 
-#if GRAINRANK_HAS_AMX_BF16 && defined(__linux__)
+#if GRAINRANK_HAS_AVX512
 #include <cpuid.h>
+
+#include <cstring>
+#endif
+#if GRAINRANK_HAS_AMX_BF16 && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -28,11 +32,14 @@ namespace scalar {
 InstructionSet instruction_set();
 }
 
+#if GRAINRANK_HAS_AVX512
+Product<float> avx512_float32_product();
+#endif
 #if GRAINRANK_HAS_AVX512_BF16
-Bf16Product avx512_bf16_product();
+Product<uint16_t> avx512_bf16_product();
 #endif
 #if GRAINRANK_HAS_AMX_BF16
-Bf16Product amx_bf16_product();
+Product<uint16_t> amx_bf16_product();
 #endif
 
 namespace {
@@ -51,6 +58,19 @@ bool amx_bf16_usable() {
 #else
     return false;
 #endif
+}
+#endif
+
+#if GRAINRANK_HAS_AVX512
+// Or later. Its units are as wide as AVX-512; torch's MKL multiplies with AVX2 on every AMD.
+bool is_zen5() {
+    unsigned a = 0, vendor[3] = {};
+    if (!__get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1])) return false;
+    if (std::memcmp(vendor, "AuthenticAMD", sizeof vendor) != 0) return false;
+    unsigned b = 0, c = 0, d = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
+    const unsigned family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
+    return family >= 0x1a;
 }
 #endif
 
@@ -86,10 +106,12 @@ struct Sets {
         add_avx512("avx512", nullptr);
     }
 
-    void add_avx512(const char* name, Bf16Product product) {
+    void add_avx512(const char* name, Product<uint16_t> of_bf16) {
         items[size] = avx512::instruction_set();
         items[size].name = name;
-        items[size++].bf16_product = product;
+        items[size].bf16_product = of_bf16;
+        items[size].float32_product = avx512_float32_product();
+        items[size++].float32_is_faster = is_zen5();
     }
 #endif
 };

@@ -235,7 +235,7 @@ Passes<T> passes() {
 // dispatch.cpp declares it, for each instruction set.
 // NOLINTNEXTLINE(misc-use-internal-linkage)
 InstructionSet instruction_set() {
-    return {GRAINRANK_NAME(GRAINRANK_ISA), passes<float>(), passes<double>(), nullptr};
+    return {GRAINRANK_NAME(GRAINRANK_ISA), passes<float>(), passes<double>()};
 }
 
 }  // namespace GRAINRANK_ISA

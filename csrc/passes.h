@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "bf16_product.h"
 #include "level_args.h"
+#include "product.h"
 #include "rank_args.h"
 
 namespace grainrank {
@@ -184,7 +184,9 @@ struct InstructionSet {
     const char* name;
     Passes<float> f32;
     Passes<double> f64;
-    Bf16Product bf16_product;  // or null
+    Product<uint16_t> bf16_product = nullptr;
+    Product<float> float32_product = nullptr;
+    bool float32_is_faster = false;  // than torch's, as far as is known
 };
 
 constexpr int kMostSets = 5;

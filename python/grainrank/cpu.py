@@ -57,8 +57,9 @@ class CpuPasses:
         self._batch = batch
         self._scale = float(batch.scale)
         self._dtype = self.operand_dtype = batch.dtype
+        self._product = self._own_product()
         #: Rows of bfloat16 stay so where there is a product for them: a unit row would be rounded.
-        self.factored = self._multiplies(batch.queries.dtype)
+        self.factored = self._product == "bf16"
         if self.factored:
             self.operand_dtype = batch.queries.dtype
         self._suffix = _SUFFIX[batch.dtype]
@@ -66,21 +67,26 @@ class CpuPasses:
         self._factors = None if batch.factors is None else batch.factors.contiguous()
         self._ceilings = Ceilings(batch.levels, narrow)
 
-    def _multiplies(self, dtype: torch.dtype) -> bool:
-        """Whether there is a product of such rows that is summed in float32."""
-        return dtype == torch.bfloat16 and bool(_native.has_bf16_product(self._set))
+    def _own_product(self) -> str | None:
+        """What the C++ calls the dtype of the products that are its own; None: they are torch's."""
+        if self._batch.queries.dtype == torch.bfloat16 and _native.has_product_bf16(self._set):
+            return "bf16"
+        if self._dtype == torch.float32 and _native.float32_product_is_faster(self._set):
+            return "f32"
+        return None
 
     def product_(self, out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
-        if not self.factored:
+        if self._product is None:
             product_(out, a, b, add)
             return
         if add is not None and add.data_ptr() != out.data_ptr():
             out.copy_(add)
         a, b = (x if 1 in x.stride() else x.contiguous() for x in (a, b))
-        status = _native.bf16_product(
+        matrix = getattr(_native, f"Matrix_{self._product}")
+        status = getattr(_native, f"product_{self._product}")(
             self._set,
-            _native.Bf16Matrix(a.data_ptr(), *a.stride()),
-            _native.Bf16Matrix(b.data_ptr(), *b.stride()),
+            matrix(a.data_ptr(), *a.stride()),
+            matrix(b.data_ptr(), *b.stride()),
             rows=a.shape[0],
             columns=b.shape[1],
             depth=a.shape[1],

@@ -82,6 +82,9 @@ def build(project: Path, objects: Path) -> None:
     if best:
         linked.append(_passes(csrc, objects, *best))
         has.append(f"-DGRAINRANK_HAS_{best[0].upper()}=1")
+        if best[0] == "avx512":
+            of_float32 = csrc / "float32_product.cpp"
+            linked.append(_object(of_float32, [*best[2].split(), f"-I{csrc}"], objects))
     if BF16 in macros():
         flags = [*_AVX512.split(), "-mavx512bf16", f"-I{csrc}"]
         has.append("-DGRAINRANK_HAS_AVX512_BF16=1")

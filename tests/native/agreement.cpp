@@ -167,8 +167,15 @@ void check_range(std::vector<Tested>& sets, int8_t level, bool second_leaf) {
     }
 }
 
-// The product of bfloat16 matrices, where a set has one: ragged tiles, and more depth than is laid
-// out at a time.
+template <class T>
+void check_product(Tested& tested, const std::string& label, Product<T> product,
+                   const ProductCase& c, Random& random) {
+    if (!product) return;
+    const auto [actual, expected] = run_product(product, c, c.a_by_row ? 1 : 2, random);
+    compare<float>(tested, label, actual, expected);
+}
+
+// The products that a set has: ragged tiles, and more depth than is laid out at a time.
 void check_products(std::vector<Tested>& sets) {
     Random random{std::mt19937(5)};
     for (const int64_t rows : {1, 7, 8, 9, 97})
@@ -187,10 +194,8 @@ void check_products(std::vector<Tested>& sets) {
                         "product " + std::to_string(rows) + " x " + std::to_string(depth) + " x " +
                         std::to_string(columns) + ", layout " + std::to_string(layout);
                     for (Tested& tested : sets) {
-                        if (!tested.set.bf16_product) continue;
-                        const auto [actual, expected] =
-                            run_product(tested.set.bf16_product, c, 1 + layout % 2, random);
-                        compare<float>(tested, label, actual, expected);
+                        check_product(tested, label, tested.set.bf16_product, c, random);
+                        check_product(tested, label, tested.set.float32_product, c, random);
                     }
                 }
             }

@@ -1,4 +1,4 @@
-// Runs the product of bfloat16 matrices, and finds it from its definition.
+// Runs a product of matrices, and finds it from its definition.
 #pragma once
 
 #include "outputs.h"
@@ -7,30 +7,45 @@ namespace grainrank {
 
 // Numbers of a matrix [rows, columns] of which one stride is 1, the other `gap` longer than it need
 // be; nothing lies behind the last one.
-struct Bf16Numbers {
+template <class T>
+struct Numbers {
+    static constexpr bool kIsBf16 = std::is_same_v<T, uint16_t>;
     int64_t row_stride, column_stride;
-    std::vector<uint16_t> words;
+    std::vector<T> values;
 
-    Bf16Numbers(int64_t rows, int64_t columns, bool by_row, int64_t gap, Random& random)
+    Numbers(int64_t rows, int64_t columns, bool by_row, int64_t gap, Random& random)
         : row_stride(by_row ? columns + gap : 1), column_stride(by_row ? 1 : rows + gap) {
-        constexpr uint16_t nan = 0x7fc0;
-        words.assign((rows - 1) * row_stride + (columns - 1) * column_stride + 1, nan);
+        constexpr T nan = kIsBf16 ? T(0x7fc0) : T(NAN);
+        values.assign((rows - 1) * row_stride + (columns - 1) * column_stride + 1, nan);
         for (int64_t i = 0; i < rows; ++i)
             for (int64_t j = 0; j < columns; ++j) {
                 const auto x = static_cast<float>(random.real(-1, 1));
-                uint32_t bits;
-                std::memcpy(&bits, &x, sizeof bits);
-                words[i * row_stride + j * column_stride] = static_cast<uint16_t>(bits >> 16);
+                values[i * row_stride + j * column_stride] = rounded(x);
             }
     }
 
-    Bf16Matrix matrix() const { return {words.data(), row_stride, column_stride}; }
+    Matrix<T> matrix() const { return {values.data(), row_stride, column_stride}; }
     double at(int64_t i, int64_t j) const {
-        const uint32_t bits = static_cast<uint32_t>(words[i * row_stride + j * column_stride])
-                              << 16;
-        float x;
-        std::memcpy(&x, &bits, sizeof x);
-        return x;
+        const T value = values[i * row_stride + j * column_stride];
+        if constexpr (kIsBf16) {
+            const uint32_t bits = static_cast<uint32_t>(value) << 16;
+            float x;
+            std::memcpy(&x, &bits, sizeof x);
+            return x;
+        } else {
+            return value;
+        }
+    }
+
+  private:
+    static T rounded(float x) {
+        if constexpr (kIsBf16) {
+            uint32_t bits;
+            std::memcpy(&bits, &x, sizeof bits);
+            return static_cast<uint16_t>(bits >> 16);
+        } else {
+            return x;
+        }
     }
 };
 
@@ -41,10 +56,11 @@ struct ProductCase {
 };
 
 // The result, and what it should be.
-inline std::pair<Results, Results> run_product(Bf16Product product, const ProductCase& c,
-                                               int num_threads, Random& random) {
-    const Bf16Numbers a(c.rows, c.depth, c.a_by_row, c.gap, random);
-    const Bf16Numbers b(c.depth, c.columns, c.b_by_row, c.gap, random);
+template <class T>
+std::pair<Results, Results> run_product(Product<T> product, const ProductCase& c, int num_threads,
+                                        Random& random) {
+    const Numbers<T> a(c.rows, c.depth, c.a_by_row, c.gap, random);
+    const Numbers<T> b(c.depth, c.columns, c.b_by_row, c.gap, random);
     const int64_t stride = c.columns + c.gap;
     Output<float> out(c.rows * stride);
     if (c.add)

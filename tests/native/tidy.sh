@@ -38,6 +38,10 @@ runs() {
                     echo "$source -- -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16" \
                         "-mamx-tile -mamx-bf16 -DGRAINRANK_HAS_AMX_BF16=1"
                 ;;
+            csrc/float32_product.cpp)
+                [[ $(uname -m) != x86_64 ]] ||
+                    echo "$source -- -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
+                ;;
             *) echo "$source -- $sets $python_headers" ;;
         esac
     done

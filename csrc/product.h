@@ -1,21 +1,23 @@
-// Products of bfloat16 matrices, summed and returned in float32.
+// Products of matrices, summed and returned in float32.
 #pragma once
 
 #include <cstdint>
 
 namespace grainrank {
 
-// A matrix of bfloat16, one of whose strides is 1.
-struct Bf16Matrix {
-    const uint16_t* values;
+// One of whose strides is 1. T: float, or uint16_t for the bits of a bfloat16.
+template <class T>
+struct Matrix {
+    const T* values;
     int64_t row_stride;
     int64_t column_stride;
 };
 
 // out = a b, or out += a b. Sums run over the k in their order, in pieces of kDepth.
-struct Bf16ProductArgs {
-    Bf16Matrix a;  // [rows, depth]
-    Bf16Matrix b;  // [depth, columns]
+template <class T>
+struct ProductArgs {
+    Matrix<T> a;  // [rows, depth]
+    Matrix<T> b;  // [depth, columns]
     int64_t rows;
     int64_t columns;
     int64_t depth;
@@ -27,6 +29,7 @@ struct Bf16ProductArgs {
 
 enum class ProductStatus : int { kOk = 0, kOutOfMemory = 1 };
 
-using Bf16Product = ProductStatus (*)(const Bf16ProductArgs&);
+template <class T>
+using Product = ProductStatus (*)(const ProductArgs<T>&);
 
 }  // namespace grainrank

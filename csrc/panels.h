@@ -1,5 +1,6 @@
 // Operands of a product as its innermost loop reads them: panels of a few lines (rows of `a`,
-// columns of `b`), in which a 32-bit word holds two neighbours in the depth.
+// columns of `b`), in which a 32-bit word holds a float, or two bfloat16 that are neighbours in the
+// depth.
 #pragma once
 
 #include <cstddef>
@@ -14,13 +15,14 @@ inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // [panels, words of the depth, wide]; a kernel may lay a panel out in another order.
+template <class T>
 struct Panels {
     uint32_t* words;
     int wide;
     int64_t lines;
     int64_t depth;  // in words; those behind the operand's are 0
     // The operand, from the first line and the first depth of the slab on.
-    const uint16_t* values;
+    const T* values;
     int64_t line_stride;
     int64_t depth_stride;
     int64_t depth_values;
