@@ -18,9 +18,9 @@ struct Floats {
 struct Avx512Float32 : Avx512Tile<Floats, 8, 3> {
     using Value = float;
     static constexpr int64_t kValues = 1, kWords = 1;
-    // As in bf16_avx512.h.
-    static constexpr int64_t kDepth = 512;
-    static constexpr int64_t kGroupBytes = 512 * 1024;
+    // As in bf16_avx512.h, but for the depth: so short that sums are as accurate as those of MKL.
+    static constexpr int64_t kDepth = 128;
+    static constexpr int64_t kGroupBytes = 256 * 1024;
     static constexpr int64_t kGroupRows = 96;
 
     struct Session {};

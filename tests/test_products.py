@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import pytest
 import torch
+from profiling import products_of_ours, profiled
 from torch import Tensor
 
 from grainrank import multi_level_ranking_loss
@@ -21,7 +22,7 @@ PRODUCTS = [
 ]
 pytestmark = pytest.mark.skipif(not PRODUCTS, reason="this machine has no product of ours")
 
-# Around the tiles (8 x 48, 32 x 32), the pieces of the depth (512, 1024) and what is laid out at a
+# Around the tiles (8 x 48, 32 x 32), the pieces of the depth (128, 1024) and what is laid out at a
 # time (2048).
 SIZES = [
     (1, 1, 1),
@@ -56,10 +57,13 @@ class Product(Protocol):
 
 
 @pytest.fixture(params=PRODUCTS, ids="-".join)
-def product(request: pytest.FixtureRequest) -> tuple[Product, torch.dtype]:
+def product(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Product, torch.dtype]:
     name, short = request.param
     passes: Any = cpu.CpuPasses.__new__(cpu.CpuPasses)
     passes._set, passes._product = name, short
+    monkeypatch.setattr(cpu, "_SMALL", 0)
     return passes.product_, DTYPES[short]
 
 
@@ -147,28 +151,25 @@ def test_a_step_in_bfloat16_does_not_widen_the_embeddings() -> None:
     assert c.grad is not None
 
 
+@pytest.mark.parametrize("d", [31, 32])
 @pytest.mark.parametrize("faster", [False, True])
 def test_a_step_multiplies_with_what_is_faster(
-    faster: bool, monkeypatch: pytest.MonkeyPatch
+    faster: bool, d: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The products of float32 are those of PyTorch, or all of them ours."""
+    """The products of float32 are those of PyTorch, or ours unless they are small."""
     native = cpu._native
     if not native.has_product_f32(cpu.instruction_sets()[0]):
         pytest.skip("this machine has no product of float32 of ours")
     monkeypatch.setattr(native, "float32_product_is_faster", lambda _: faster)
-    calls = []
-    ours = native.product_f32
-    monkeypatch.setattr(native, "product_f32", lambda *a, **k: calls.append(k) or ours(*a, **k))
-    inputs = make_inputs(Shape(40, 60, 24), torch.float32, seed=0)
+    inputs = make_inputs(Shape(40, 60, d), torch.float32, seed=0)
     step = {"levels": inputs.levels, "temperature": 0.1}
     loss, expected = (
         multi_level_ranking_loss(inputs.queries, inputs.candidates, backend=backend, **step)  # type: ignore[arg-type]
         for backend in ("cpu", "reference")
     )
     torch.testing.assert_close(loss, expected)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        q, c = inputs.queries.clone().requires_grad_(), inputs.candidates.clone().requires_grad_()
-        calls.clear()
-        multi_level_ranking_loss(q, c, backend="cpu", **step).backward()  # type: ignore[arg-type]
-    of_torch = sum(e.name in ("aten::mm", "aten::addmm") for e in profile.events())
-    assert (len(calls), of_torch) == ((3, 0) if faster else (0, 3))
+    q, c = inputs.queries.clone().requires_grad_(), inputs.candidates.clone().requires_grad_()
+    with products_of_ours() as ours:
+        found = profiled(lambda: multi_level_ranking_loss(q, c, backend="cpu", **step).backward())  # type: ignore[arg-type]
+    assert found.products(40, 60, d) == 3
+    assert len(ours) == (3 if faster and d == 32 else 0)

@@ -22,6 +22,7 @@ from .table_sets import TableSet
 
 _WIDENED = 256  # rows at a time, which stay in the cache
 _LARGE = 4 * 2**20  # bytes from which huge pages pay
+_SMALL = 32  # rows, columns or depth: below, the tiles of our float32 product are half empty
 # The last workspace, of the default size at most: a fresh one costs up to a tenth of a step in page
 # faults.
 _kept: list[Tensor] = []
@@ -51,6 +52,7 @@ class CpuPasses:
     skips_tiles = True
     row_multiple = 1
     column_table_bytes = 0.0
+    multiplies_bf16 = True
 
     def __init__(self, batch: Batch, instruction_set: str | None = None) -> None:
         self._set = instruction_set or instruction_sets()[0]
@@ -69,14 +71,16 @@ class CpuPasses:
 
     def _own_product(self) -> str | None:
         """What the C++ calls the dtype of the products that are its own; None: they are torch's."""
-        if self._batch.queries.dtype == torch.bfloat16 and _native.has_product_bf16(self._set):
+        narrow = self.multiplies_bf16 and self._batch.queries.dtype == torch.bfloat16
+        if narrow and _native.has_product_bf16(self._set):
             return "bf16"
         if self._dtype == torch.float32 and _native.float32_product_is_faster(self._set):
             return "f32"
         return None
 
     def product_(self, out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
-        if self._product is None:
+        small = self._product == "f32" and min(*a.shape, b.shape[1]) < _SMALL
+        if self._product is None or small:
             product_(out, a, b, add)
             return
         if add is not None and add.data_ptr() != out.data_ptr():

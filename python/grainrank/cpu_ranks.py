@@ -36,8 +36,7 @@ class _Chunk(NamedTuple):
 class CpuRankPasses(CpuPasses):
     """The passes for one batch."""
 
-    def _multiplies(self, dtype: torch.dtype) -> bool:
-        return False  # ranks compare similarities: rows are widened, and have length 1
+    multiplies_bf16 = False  # ranks compare similarities: rows are widened, and have length 1
 
     def block_levels(self, block: Block) -> tuple[Tensor, Tensor]:
         rows, columns = block.shape
