@@ -173,6 +173,16 @@ def test_every_loss_and_source(loss: str, source: str, monkeypatch: pytest.Monke
     assert peak(sizes) <= 2 * MATRIX
 
 
+@pytest.mark.parametrize(("n", "rows"), [(64, 64), (1100, 1024), (2300, 2048)])
+def test_the_default_block_is_half_of_that_workspace(n: int, rows: int) -> None:
+    """Or 1024 rows; spread evenly over the blocks."""
+    columns = 2048 * 2 if rows == 2048 else 2 * 8192
+    passes = cpu.CpuPasses
+    assert passes.block_bytes == 32 * 2**20 == row_blocks.DEFAULT_WORKSPACE // 2
+    got = row_blocks.block_rows(n, 4 * columns, 0, passes.block_bytes)
+    assert got == -(-n // -(-n // rows))
+
+
 def test_one_workspace_of_the_default_size_is_kept() -> None:
     """Steps use it again, in and out of inference mode; a larger one goes."""
     q, c = torch.randn(2, N, D, generator=torch.Generator().manual_seed(1))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .products import product_
+from .row_blocks import DEFAULT_WORKSPACE
 
 
 class GpuPasses:
@@ -18,6 +19,7 @@ class GpuPasses:
     factored = True
     overwrites = False
     skips_tiles = False
+    block_bytes = DEFAULT_WORKSPACE
     product_ = staticmethod(product_)
 
     def __init__(self, batch: Batch) -> None:

@@ -20,7 +20,7 @@ from .batch import Batch
 from .operands import Operand, RowPasses
 from .table_sets import TableGradientSet, TableSet
 
-DEFAULT_WORKSPACE = 64 * 2**20  # bytes
+DEFAULT_WORKSPACE = 64 * 2**20  # bytes; what is kept of the similarities, or for the next step
 SMALLEST_DEFAULT_BLOCK = 1024  # rows; each product packs all candidates anew
 _PAIRS = 4096  # at a time: each is read with all its features
 _LARGEST_UNIT = 2.0**14  # what the largest gradient in float16 is brought to, of 65504
@@ -99,6 +99,8 @@ class Passes(RowPasses, Protocol):
     row_multiple: int
     #: What the column tables of a block need besides, for each of its rows and columns.
     column_table_bytes: float
+    #: Bytes of a row block's pairs where the user sets no bound.
+    block_bytes: int
 
     def workspace(self, *shape: int) -> AbstractContextManager[Tensor]:
         """Memory of the accumulation dtype for the row blocks of one sweep."""
@@ -137,8 +139,12 @@ class Passes(RowPasses, Protocol):
         """
 
 
-def block_rows(num_queries: int, row_bytes: float, workspace_mb: float) -> int:
+def block_rows(
+    num_queries: int, row_bytes: float, workspace_mb: float, default: int = DEFAULT_WORKSPACE
+) -> int:
     """R: the most rows of a block that the workspace holds, spread evenly over the blocks.
+
+    `default`: its bytes where `workspace_mb` is 0.
 
     Raises:
         ValueError: the workspace does not hold a single row.
@@ -153,7 +159,7 @@ def block_rows(num_queries: int, row_bytes: float, workspace_mb: float) -> int:
                 f"{row_bytes / 2**20:.3g} MiB, got {workspace_mb:.3g}"
             )
     else:
-        most = max(int(DEFAULT_WORKSPACE / row_bytes), SMALLEST_DEFAULT_BLOCK)
+        most = max(int(default / row_bytes), SMALLEST_DEFAULT_BLOCK)
     blocks = -(-num_queries // most)
     return -(-num_queries // blocks)
 
@@ -247,7 +253,7 @@ class RowBlocks:
         pair_bytes += prefixes * passes.operand_dtype.itemsize if own else 0
         pair_bytes += 4 * batch.levels.num_references + self._besides
         pair_bytes += passes.column_table_bytes if self._columns else 0
-        rows = block_rows(n, columns * pair_bytes, batch.workspace_mb)
+        rows = block_rows(n, columns * pair_bytes, batch.workspace_mb, passes.block_bytes)
         apart = -(-columns // passes.row_multiple) * passes.row_multiple
         shape = prefixes, rows, apart
         workspace: AbstractContextManager[Tensor | None] = nullcontext()

@@ -73,11 +73,11 @@ class SharedOptions(TypedDict, total=False):
         block. `"auto"` (default): fused for up to 2048 features in float16 and bfloat16, and in
         float32 where PyTorch may use tf32 (`torch.set_float32_matmul_precision("high")`); else, and
         for `matryoshka_dims`, vendor.
-    workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, or 1024 rows
-        where these need more. On the CPU a workspace of up to 64 MiB is kept for the next step.
-        Losses that need the similarities twice (`direction="symmetric"`, `reduction="none"`, heads
-        of your own) keep as much of them, up to 64 MiB or `workspace_mb`, from the forward to the
-        backward, and multiply only the rest again.
+    workspace_mb: bound of the row block's memory in MiB; None (default): 32 MiB on the CPU, 64 MiB
+        on a GPU, or 1024 rows where these need more. On the CPU a workspace of up to 64 MiB is kept
+        for the next step. Losses that need the similarities twice (`direction="symmetric"`,
+        `reduction="none"`, heads of your own) keep as much of them, up to 64 MiB or `workspace_mb`,
+        from the forward to the backward, and multiply only the rest again.
     skip_below: leave out of the products dQ and dC, on the CPU, tiles of 256 x 256 pairs in which
         the gradient of every logit is below this share of the largest that a logit can have. Each
         pair left out changes the gradient of its two rows by less than `skip_below * largest *
