@@ -187,16 +187,23 @@ void rank_gradient(const Block<T>& block, const RankArgs<T>& in, const RankGradi
     for_each(pass, block.rows, 1, block.num_threads, rank_gradient_row<T>);
 }
 
-constexpr int64_t kEmbeddingsPerPiece = 64;
+// Rows of embeddings for which another thread is worth calling: on cores that others keep busy it
+// may be milliseconds in coming.
+int64_t embeddings_of_piece(const int64_t features) {
+    constexpr int64_t least_numbers = int64_t{1} << 20;
+    return least_numbers / (features > 0 ? features : 1) + 1;
+}
 
 template <class T>
 void norms(const NormArgs<T>& in) {
-    for_each(in, in.rows, kEmbeddingsPerPiece, in.num_threads, norm_row<T>);
+    const int64_t grain = embeddings_of_piece(in.prefixes[in.num_prefixes - 1]);
+    for_each(in, in.rows, grain, in.num_threads, norm_row<T>);
 }
 
 template <class T>
 void finish(const FinishArgs<T>& in) {
-    for_each(in, in.rows, kEmbeddingsPerPiece, in.num_threads, finish_row<T>);
+    const int64_t grain = embeddings_of_piece(in.prefixes[in.num_prefixes - 1]);
+    for_each(in, in.rows, grain, in.num_threads, finish_row<T>);
 }
 
 template <class T, typename Lanes<T>::Float (*function)(typename Lanes<T>::Float)>
