@@ -62,7 +62,8 @@ bool amx_bf16_usable() {
 #endif
 
 #if GRAINRANK_HAS_AVX512
-// Or later. Its units are as wide as AVX-512; torch's MKL multiplies with AVX2 on every AMD.
+// Or later. MKL, which torch multiplies with, uses AVX2 on every AMD. Measured on a server, whose
+// units are as wide as AVX-512; those of laptops are half as wide.
 bool is_zen5() {
     unsigned a = 0, vendor[3] = {};
     if (!__get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1])) return false;
