@@ -1,4 +1,4 @@
-// The innermost loop of a product with AVX-512: a tile of kRowsOf x kVectors sums of 16 in
+// The innermost loop of a product with AVX-512: a tile of kRows x kVectors sums of 16 in
 // registers.
 #pragma once
 
@@ -11,17 +11,16 @@
 namespace grainrank {
 
 // Arithmetic::add(sum, row, column): sum + row * column, of 16 words each.
-template <class Arithmetic, int kRowsOf, int kVectors>
+template <class Arithmetic>
 struct Avx512Tile {
-    static constexpr int kRows = kRowsOf;
+    static constexpr int kRows = 8, kVectors = 3;
     static constexpr std::ptrdiff_t kWidth = 16;
     static constexpr int kColumns = kVectors * static_cast<int>(kWidth);
 
     // `rows` x `columns` sums over `depth` words, of one panel of each operand.
     static void multiply(const uint32_t* a, const uint32_t* b, int64_t depth, int rows, int columns,
                          bool add, float* out, int64_t stride) {
-        static_assert(kVectors <= 3);
-        constexpr Sums sums[] = {of<1>, of < kVectors < 2 ? 1 : 2 >, of<kVectors>};
+        constexpr Sums sums[kVectors] = {of<1>, of<2>, of<3>};
         sums[(columns - 1) / kWidth](a, b, depth, rows, columns, add, out, stride);
     }
 

@@ -23,7 +23,7 @@ struct Bf16Pairs {
     }
 };
 
-struct Avx512Bf16 : Avx512Tile<Bf16Pairs, 8, 3> {
+struct Avx512Bf16 : Avx512Tile<Bf16Pairs> {
     using Value = uint16_t;
     static constexpr int64_t kValues = 2, kWords = 1;  // the depth is laid out in so many
     // At a time: so much depth that a panel of `a` stays in the first cache; so many columns that

@@ -15,7 +15,7 @@ struct Floats {
     }
 };
 
-struct Avx512Float32 : Avx512Tile<Floats, 8, 3> {
+struct Avx512Float32 : Avx512Tile<Floats> {
     using Value = float;
     static constexpr int64_t kValues = 1, kWords = 1;
     // As in bf16_avx512.h, but for the depth: so short that sums are as accurate as those of MKL.
