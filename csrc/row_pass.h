@@ -42,9 +42,10 @@ bool finish_row(const FinishArgs<T>& in, int64_t r) {
         const T norm = in.norms[r];
         const bool tiny = norm < T(kNormEps);
         const T divisor = tiny ? T(kNormEps) : norm;
-        const T along = tiny ? T(0) : in.scale * product;
+        const T along = tiny ? T(0) : product;
+        // Scaled last: what cancels cancels exactly, as it does all of it with a single feature.
         for (int64_t k = 0; k < features; ++k)
-            d[k] = (in.scale * d[k] - values[k] * along) / divisor;
+            d[k] = in.scale * (d[k] - values[k] * along) / divisor;
         return true;
     }
     int64_t first = 0;

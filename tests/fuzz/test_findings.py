@@ -15,6 +15,7 @@ from grainrank import (
     GrainKeys,
     csl_loss,
     hard_negative_nce_loss,
+    info_nce_loss,
     multi_level_ranking_loss,
     multi_similarity_loss,
     positive_ranks,
@@ -80,6 +81,17 @@ def test_scales_beyond_every_logit(
     for loss in (siglip_loss, csl_loss):
         with pytest.raises(ValueError, match=message):
             loss(Q.to(dtype), C.to(dtype), normalize=False, backend=backend, **options)
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_of_a_single_feature(dtype: torch.dtype, backend: Any) -> None:
+    """It was a rounding of the terms that cancel, divided by the length of the row."""
+    q, c = (torch.randn(n, 1, dtype=dtype, generator=inputs.generator(n)) for n in (7, 9))
+    c = (1e-3 * c).requires_grad_()
+    info_nce_loss(q, c, temperature=0.05, backend=backend).backward()
+    assert c.grad is not None
+    assert bool((c.grad == 0).all())
 
 
 @BACKENDS

@@ -76,7 +76,10 @@ def test_exact_ranks_and_metrics(case: Case, as_arrays: bool) -> None:
     elif case.levels is None or case.levels.margin is None:
         # The passes refuse what the reference does not look for.
         refused = refusal(lambda: call("cpu", case.dtype, 0))
-        assert refused is not None
+        given = made(case, "cpu", case.dtype, 0).values()
+        # A layout that repeats one feature, or one row, may have left the NaN out.
+        there = not all(x.isfinite().all() for x in given if isinstance(x, torch.Tensor))
+        assert there == (refused is not None)
         TRIED["refused"] += 1
 
 
