@@ -52,7 +52,8 @@ void define_levels(py::module_& m) {
         .value("BANDS", LevelKind::kBands);
     py::class_<LevelLeaf>(m, "LevelLeaf")
         .def(py::init([](LevelKind kind, int max_level, int64_t num_keys, Address query_keys,
-                         Address candidate_keys, Address dense, Address ends, Address indices,
+                         Address candidate_keys, Address order, Address first, Address last,
+                         Address finer_keys, Address dense, Address ends, Address indices,
                          Address levels, Address similarities, int64_t first_row,
                          Address thresholds, int64_t threshold_stride, bool by_column) {
                  return LevelLeaf{kind,
@@ -60,6 +61,10 @@ void define_levels(py::module_& m) {
                                   num_keys,
                                   at<const int32_t*>(query_keys),
                                   at<const int32_t*>(candidate_keys),
+                                  at<const int32_t*>(order),
+                                  at<const int32_t*>(first),
+                                  at<const int32_t*>(last),
+                                  at<const int32_t*>(finer_keys),
                                   at<const int8_t*>(dense),
                                   at<const int64_t*>(ends),
                                   at<const int32_t*>(indices),
@@ -71,10 +76,12 @@ void define_levels(py::module_& m) {
                                   by_column};
              }),
              py::kw_only(), py::arg("kind"), py::arg("max_level"), py::arg("num_keys") = 0,
-             py::arg("query_keys") = 0, py::arg("candidate_keys") = 0, py::arg("dense") = 0,
-             py::arg("ends") = 0, py::arg("indices") = 0, py::arg("levels") = 0,
-             py::arg("similarities") = 0, py::arg("first_row") = 0, py::arg("thresholds") = 0,
-             py::arg("threshold_stride") = 0, py::arg("by_column") = false);
+             py::arg("query_keys") = 0, py::arg("candidate_keys") = 0, py::arg("order") = 0,
+             py::arg("first") = 0, py::arg("last") = 0, py::arg("finer_keys") = 0,
+             py::arg("dense") = 0, py::arg("ends") = 0, py::arg("indices") = 0,
+             py::arg("levels") = 0, py::arg("similarities") = 0, py::arg("first_row") = 0,
+             py::arg("thresholds") = 0, py::arg("threshold_stride") = 0,
+             py::arg("by_column") = false);
     py::class_<LevelExclusion>(m, "LevelExclusion")
         .def(py::init([](Address query_ids, Address candidate_ids) {
             return LevelExclusion{at<const int32_t*>(query_ids), at<const int32_t*>(candidate_ids)};

@@ -46,10 +46,11 @@ template <>
 struct ExpConstants<float> {
     static constexpr float kLowest = -104.0f;  // exp is 0 from here on
     static constexpr float kLowestNormal = -87.0f;
-    static constexpr float kHighest = 89.0f;      // and infinite from here on
-    static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23
+    static constexpr float kHighest = 89.0f;               // and infinite from here on
+    static constexpr float kRound = 12582912.0f + 127.0f;  // 1.5 * 2^23 + kBias
     static constexpr float kLn2High = 0.693359375f;
     static constexpr float kLn2Low = -2.12194440e-4f;
+    static constexpr float kLn2 = 0.693147180559945309417f;
     static constexpr int kBias = 127;
     static constexpr int kMantissaBits = 23;
     // Minimax polynomial of (exp(r) - 1 - r) / r^2, highest power first (Cephes, expf).
@@ -64,9 +65,10 @@ struct ExpConstants<double> {
     static constexpr double kLowest = -746.0;
     static constexpr double kLowestNormal = -708.0;
     static constexpr double kHighest = 710.0;
-    static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+    static constexpr double kRound = 6755399441055744.0 + 1023.0;  // 1.5 * 2^52 + kBias
     static constexpr double kLn2High = 6.93147180369123816490e-01;
     static constexpr double kLn2Low = 1.90821492927058770002e-10;
+    static constexpr double kLn2 = 0.693147180559945309417;
     static constexpr int kBias = 1023;
     static constexpr int kMantissaBits = 52;
     // Taylor coefficients 1/13! .. 1/2!: the first term left out is below 1e-17 for |r| <= ln 2
@@ -78,19 +80,35 @@ struct ExpConstants<double> {
         1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        1.0 / 2.0};
 };
 
-// exp(r), and n in the low bits of `shifted`.
+// The polynomial, in pairs of terms: half the additions wait for one another.
 template <class T>
+GRAINRANK_INLINE typename Lanes<T>::Float polynomial(typename Lanes<T>::Float r,
+                                                     typename Lanes<T>::Float square) {
+    using C = ExpConstants<T>;
+    auto p = r * C::kPolynomial[0] + C::kPolynomial[1];
+    for (int i = 2; i < C::kTerms; i += 2)
+        p = p * square + (r * C::kPolynomial[i] + C::kPolynomial[i + 1]);
+    return p;
+}
+
+// exp(r), and n + kBias in the low bits of `shifted`. kNear: in one step, off by n 2e-9 besides
+// (float), where products are not rounded before they are subtracted.
+template <class T, bool kNear>
 GRAINRANK_INLINE typename Lanes<T>::Float reduced_exponential(typename Lanes<T>::Float x,
                                                               typename Lanes<T>::Float& shifted) {
     using C = ExpConstants<T>;
     using Float = typename Lanes<T>::Float;
     shifted = x * T(1.44269504088896340736) + C::kRound;
     const Float n = shifted - C::kRound;
-    Float r = x - n * C::kLn2High;
-    r = r - n * C::kLn2Low;
-    Float p = Lanes<T>::splat(C::kPolynomial[0]);
-    for (int i = 1; i < C::kTerms; ++i) p = p * r + C::kPolynomial[i];
-    return p * (r * r) + r + T(1);
+    Float r;
+    if constexpr (kNear && Lanes<T>::kFuses) {
+        r = x - n * C::kLn2;
+    } else {
+        r = x - n * C::kLn2High;
+        r = r - n * C::kLn2Low;
+    }
+    const Float square = r * r;
+    return polynomial<T>(r, square) * square + r + T(1);
 }
 
 template <class T>
@@ -101,10 +119,10 @@ GRAINRANK_INLINE typename Lanes<T>::Float exponential(typename Lanes<T>::Float x
     using Integer = typename V::Integer;
     const Float lowest = V::splat(C::kLowest);
     const Float highest = V::splat(C::kHighest);
-    x = x < lowest ? lowest : x;
+    x = V::at_least(x, lowest);
     x = x > highest ? highest : x;
     Float shifted;
-    const Float p = reduced_exponential<T>(x, shifted);
+    const Float p = reduced_exponential<T, false>(x, shifted);
     const Integer power = V::bits(shifted) - V::bits(V::splat(C::kRound));
     const Integer half = power >> 1;
     const Float first = V::from_shifted_bits(half + C::kBias, C::kMantissaBits);
@@ -120,11 +138,11 @@ GRAINRANK_INLINE typename Lanes<T>::Float probability(typename Lanes<T>::Float x
     using C = ExpConstants<T>;
     using Float = typename V::Float;
     const Float lowest = V::splat(C::kLowestNormal);
-    x = x < lowest ? lowest : x;
+    x = V::at_least(x, lowest);
     Float shifted;
-    const Float p = reduced_exponential<T>(x, shifted);
-    // kRound's own bits leave on the left.
-    return p * V::from_shifted_bits(V::bits(shifted) + C::kBias, C::kMantissaBits);
+    const Float p = reduced_exponential<T, true>(x, shifted);
+    // The bits of 1.5 * 2^23 leave on the left.
+    return p * V::from_shifted_bits(V::bits(shifted), C::kMantissaBits);
 }
 
 // log(1 + u) for 0 <= u <= 1: 2 atanh(w) with w = u / (2 + u) <= 1/3, whose series needs one term

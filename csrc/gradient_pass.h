@@ -1,6 +1,7 @@
 // The gradient of the logits of a block, written over its similarities: one pass, chunk by chunk.
 #pragma once
 
+#include "listed_row.h"
 #include "logits.h"
 #include "softplus_pass.h"
 
@@ -34,10 +35,14 @@ class PairGradients {
         }
     }
 
+    // Of level 0.
+    GRAINRANK_INLINE Float of_zeros(Float z) const {
+        return gradient<T>(z, of_first(lse_), of_first(d_lse_),
+                           kFull ? of_first(d_total_) : Float{});
+    }
+
     GRAINRANK_INLINE Float of_row(Float z, const int32_t* levels, bool mixed) const {
-        if (!mixed && V::all_zero(levels))
-            return gradient<T>(z, of_first(lse_), of_first(d_lse_),
-                               kFull ? of_first(d_total_) : Float{});
+        if (!mixed && V::all_zero(levels)) return of_zeros(z);
         const Integer level = V::load_levels(levels);
         if constexpr (kLooksUp) {
             const auto at = [level](Float numbers)
@@ -126,28 +131,54 @@ struct PairLevels {
     bool mixed;
 };
 
+// g = gradient(x, place) of n numbers; x may be g.
+template <class T, class Gradient>
+GRAINRANK_INLINE void for_vectors(const T* x, T* g, int64_t n, Gradient gradient) {
+    using V = Lanes<T>;
+    int64_t j = 0;
+    for (; j + V::kWidth <= n; j += V::kWidth) {
+        fetch_ahead(x + j + kChunk);  // of the next chunk, as in level_tables.h
+        V::store(g + j, gradient(V::load(x + j), j));
+    }
+    if (j == n) return;
+    T tail[V::kWidth] = {};
+    memcpy(tail, x + j, (n - j) * sizeof(T));
+    V::store(tail, gradient(V::load(tail), j));
+    memcpy(g + j, tail, (n - j) * sizeof(T));
+}
+
 // g = the gradients for z = scale * x, columns begin .. begin + n; x may be g.
 template <class T, bool kFull, int kLevels, bool kColumns>
 void gradient_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale,
                     const PairLevels& levels, const T* x, T* g, int64_t begin, int64_t n) {
     using V = Lanes<T>;
-    const auto at = [&](typename V::Float similarity, int64_t j) GRAINRANK_INLINE_LAMBDA {
+    for_vectors(x, g, n, [&](typename V::Float similarity, int64_t j) GRAINRANK_INLINE_LAMBDA {
         const auto z = logit(similarity, V::splat(scale));
         auto value = pairs.of_row(z, levels.row + j, levels.mixed);
         if constexpr (kColumns)
             value += pairs.of_columns(z, levels.column + j, levels.mixed, begin + j);
         return value;
-    };
-    int64_t j = 0;
-    for (; j + V::kWidth <= n; j += V::kWidth) {
-        fetch_ahead(x + j + kChunk);  // of the next chunk, as in table_pass.h
-        V::store(g + j, at(V::load(x + j), j));
+    });
+}
+
+// The same of a row without column tables, whose pairs of other levels than 0 are listed.
+template <class T, bool kFull, int kLevels>
+void listed_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale, ListedPairs& listed,
+                  const T* x, T* g, int64_t n) {
+    using V = Lanes<T>;
+    alignas(64) T apart[kChunk + kPadding];
+    const int64_t steps = listed.pad(V::kWidth);
+    for (int64_t j = 0; j < listed.size; ++j) apart[j] = x[listed.place[j]];
+    for (int64_t j = listed.size; j < steps * V::kWidth; ++j) apart[j] = T(0);
+    for_vectors(x, g, n, [&](typename V::Float similarity, int64_t) GRAINRANK_INLINE_LAMBDA {
+        return pairs.of_zeros(logit(similarity, V::splat(scale)));
+    });
+    for (int64_t s = 0; s < steps; ++s) {
+        T* at = apart + s * V::kWidth;
+        const auto z = logit(V::load(at), V::splat(scale));
+        V::store(at, pairs.of_row(z, listed.level + s * V::kWidth, true));
     }
-    if (j == n) return;
-    T tail[V::kWidth] = {};
-    memcpy(tail, x + j, (n - j) * sizeof(T));
-    V::store(tail, at(V::load(tail), j));
-    memcpy(g + j, tail, (n - j) * sizeof(T));
+    for (int64_t j = 0; j < listed.size; ++j) g[listed.place[j]] = apart[j];
 }
 
 template <class T>
@@ -163,18 +194,27 @@ bool plain_gradient_row(const GradientPass<T>& pass, int64_t r) {
     const Block<T>& block = pass.block;
     T scratch[kChunk], apart[kChunk];
     ChunkLevels chunk;
+    RowList list;
+    ListedPairs listed;
+    const int64_t row = block.first_row + r;
+    const bool few =
+        !kColumns && Lanes<T>::kWidth > 1 && list.open(pass.levels, row, block.columns);
     T sum = T(0);
     const PairGradients<T, kFull, kLevels> pairs(*pass.in.channels, pass.levels.max_level, r);
     T* values = block.similarities + r * block.row_stride;
     for (int64_t begin = 0; begin < block.columns; begin += kChunk) {
         const int64_t left = block.columns - begin;
         const int64_t n = left < kChunk ? left : kChunk;
-        if (!row_levels(pass.levels, block.first_row + r, begin, n, block.columns, chunk))
-            return false;
-        const PairLevels levels{chunk.level, chunk.level, chunk.mixed};
         const T* s = similarities(block, r, begin, n, scratch);
         T* g = block.narrow ? apart : values + begin;
-        gradient_chunk<T, kFull, kLevels, kColumns>(pairs, block.scale, levels, s, g, begin, n);
+        if (few) {
+            list.read(begin, n, listed);
+            listed_chunk(pairs, block.scale, listed, s, g, n);
+        } else {
+            if (!row_levels(pass.levels, row, begin, n, block.columns, chunk)) return false;
+            const PairLevels levels{chunk.level, chunk.level, chunk.mixed};
+            gradient_chunk<T, kFull, kLevels, kColumns>(pairs, block.scale, levels, s, g, begin, n);
+        }
         if (block.dots) sum += dot(g, s, n);
         write_gradients(block, r, begin, n, g);
     }

@@ -30,13 +30,19 @@ struct LevelLeaf {
     int64_t num_keys;               // K
     const int32_t* query_keys;      // [N, K]
     const int32_t* candidate_keys;  // [K, M]
-    const int8_t* dense;            // [N, M]
-    const int64_t* ends;            // [N + 1]: the row's entries in indices and levels
-    const int32_t* indices;         // [nnz], ascending in a row
-    const int8_t* levels;           // [nnz]
-    const float* similarities;      // [R, M], of the block's pairs in the reference
-    int64_t first_row;              // of that block in the batch
-    const float* thresholds;        // [N, L], [1, L] with stride 0, or [L, M] with by_column
+    // For kKeysPrefix: the candidates by their first key, those of a key in ascending order. Those
+    // that share it with row i are order[first[i]] .. order[last[i] - 1].
+    const int32_t* order;       // [M]
+    const int32_t* first;       // [N]
+    const int32_t* last;        // [N]
+    const int32_t* finer_keys;  // [K - 1, M], in this order
+    const int8_t* dense;        // [N, M]
+    const int64_t* ends;        // [N + 1]: the row's entries in indices and levels
+    const int32_t* indices;     // [nnz], ascending in a row
+    const int8_t* levels;       // [nnz]
+    const float* similarities;  // [R, M], of the block's pairs in the reference
+    int64_t first_row;          // of that block in the batch
+    const float* thresholds;    // [N, L], [1, L] with stride 0, or [L, M] with by_column
     int64_t threshold_stride;
     bool by_column;
 };

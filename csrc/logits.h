@@ -15,8 +15,8 @@ bool is_plain(const Block<T>& block) {
 
 // s of row r, columns begin .. begin + n: the block's own memory where nothing has to be done.
 template <class T>
-const T* similarities(const Block<T>& block, int64_t r, int64_t begin, int64_t n, T* scratch) {
-    const T* given = block.similarities + r * block.row_stride + begin;
+T* similarities(const Block<T>& block, int64_t r, int64_t begin, int64_t n, T* scratch) {
+    T* given = block.similarities + r * block.row_stride + begin;
     if (!block.row_factors) return given;
     const T row = block.row_factors[r];
     const T* column = block.column_factors + begin;

@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -93,6 +93,12 @@ struct Lanes {
         return v;
     }
     static GRAINRANK_INLINE void store(T* p, Float v) { memcpy(p, &v, sizeof v); }
+    // Whether the compiler contracts a * b + c.
+#if GRAINRANK_VECTOR_BYTES && (defined(__FMA__) || defined(__ARM_FEATURE_FMA))
+    static constexpr bool kFuses = true;
+#else
+    static constexpr bool kFuses = false;
+#endif
     // 0 + x would be an addition, for the sake of -0.
     static GRAINRANK_INLINE Float splat(T x) { return x - Float{}; }
     static GRAINRANK_INLINE Integer splat_integer(int x) {
@@ -160,6 +166,19 @@ struct Lanes {
 #else
         return *levels;
 #endif
+    }
+
+    // The larger one, but NaN where x is.
+    static GRAINRANK_INLINE Float at_least(Float x, Float least) {
+#if defined(__AVX512F__)
+        if constexpr (sizeof(Float) == 64 && sizeof(T) == 4) return _mm512_max_ps(least, x);
+        if constexpr (sizeof(Float) == 64 && sizeof(T) == 8) return _mm512_max_pd(least, x);
+#endif
+#if defined(__AVX2__)
+        if constexpr (sizeof(Float) == 32 && sizeof(T) == 4) return _mm256_max_ps(least, x);
+        if constexpr (sizeof(Float) == 32 && sizeof(T) == 8) return _mm256_max_pd(least, x);
+#endif
+        return x < least ? least : x;
     }
 
     // Whether `look_up` is there: each lane's entry of a table in a register, one for each lane.

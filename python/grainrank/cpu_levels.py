@@ -34,9 +34,25 @@ class CpuLevels(LevelPointers):
 
     def keys(self, source: GrainKeys) -> dict[str, Any]:
         query_keys, candidate_keys = self.compared(*source.tensors)
-        return {
+        keys = {
             "query_keys": self.hold(query_keys),
             "candidate_keys": self.hold(candidate_keys.t()),
+        }
+        if source.match == "prefix":
+            keys |= self._by_first_key(query_keys, candidate_keys)
+        return keys
+
+    def _by_first_key(self, query_keys: Tensor, candidate_keys: Tensor) -> dict[str, int]:
+        """The candidates in the order of their first key, and where those of a query lie in it."""
+        keys, order = candidate_keys[:, 0].sort(stable=True)
+        of_rows = query_keys[:, 0].contiguous()
+        first, last = (torch.searchsorted(keys, of_rows, side=side) for side in ("left", "right"))
+        last = torch.where(of_rows < 0, first, last)  # unknown: equals nothing
+        places = {"order": order, "first": first, "last": last}
+        finer_keys = candidate_keys[order, 1:].t()
+        return {
+            **{name: self.hold(place.to(torch.int32)) for name, place in places.items()},
+            "finer_keys": self.hold(finer_keys),
         }
 
     def dense(self, source: DenseLevels) -> Tensor:

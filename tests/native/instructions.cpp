@@ -5,6 +5,7 @@
 #include <string>
 
 #include "batch.h"
+#include "first_keys.h"
 #include "outputs.h"
 
 using namespace grainrank;
@@ -54,6 +55,7 @@ class Sample {
             for (int64_t j = 0; j < kColumns; ++j)
                 candidate_keys_[k * kColumns + j] = random_.below(kKeyValues[k]);
         }
+        first_keys_ = FirstKeys(query_keys_, candidate_keys_, kMaxLevelHere, kColumns);
     }
 
     bool tables(bool all, bool of_columns) {
@@ -149,6 +151,7 @@ class Sample {
         leaf.num_keys = kMaxLevelHere;
         leaf.query_keys = query_keys_.data();
         leaf.candidate_keys = candidate_keys_.data();
+        first_keys_.write(leaf);
         return {kMaxLevelHere, {leaf}, {}};
     }
 
@@ -156,6 +159,7 @@ class Sample {
     Random random_{std::mt19937(1)};
     std::vector<int32_t> query_keys_ = std::vector<int32_t>(kRows * kMaxLevelHere);
     std::vector<int32_t> candidate_keys_ = std::vector<int32_t>(kMaxLevelHere * kColumns);
+    FirstKeys first_keys_;
     std::vector<float> similarities_ = matrix(kRows, kColumns, random_);
     std::vector<float> embeddings_ = matrix(kEmbeddings, kWidth, random_);
     std::vector<float> norms_ = reals(kEmbeddings, 0.5, 2, random_);

@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "first_keys.h"
 #include "level_args.h"
 
 namespace grainrank {
@@ -69,20 +70,23 @@ class Leaf {
         int64_t stride = 0;
         if (source_ == Source::kBandsByRow) stride = max_level_;
         if (by_column) stride = sizes_.columns;
-        return {kind(),
-                max_level_,
-                max_level_,
-                query_keys_.data(),
-                candidate_keys_.data(),
-                dense_.data(),
-                ends_.data(),
-                indices_.data(),
-                levels_.data(),
-                similarities_.data(),
-                sizes_.first_row,
-                thresholds_.data(),
-                stride,
-                by_column};
+        LevelLeaf leaf{};
+        leaf.kind = kind();
+        leaf.max_level = max_level_;
+        leaf.num_keys = max_level_;
+        leaf.query_keys = query_keys_.data();
+        leaf.candidate_keys = candidate_keys_.data();
+        if (listed_) first_keys_.write(leaf);
+        leaf.dense = dense_.data();
+        leaf.ends = ends_.data();
+        leaf.indices = indices_.data();
+        leaf.levels = levels_.data();
+        leaf.similarities = similarities_.data();
+        leaf.first_row = sizes_.first_row;
+        leaf.thresholds = thresholds_.data();
+        leaf.threshold_stride = stride;
+        leaf.by_column = by_column;
+        return leaf;
     }
 
     void set_dense(int64_t i, int64_t j, int8_t level) { dense_[i * sizes_.columns + j] = level; }
@@ -122,6 +126,8 @@ class Leaf {
             for (int64_t k = 0; k < keys; ++k)
                 candidate_keys_[k * columns + j] = k < same ? query_keys_[like * keys + k] : key();
         }
+        listed_ = !random.one_in(4);
+        first_keys_ = FirstKeys(query_keys_, candidate_keys_, keys, columns);
     }
 
     void fill_sparse(int one_in, Random& random) {
@@ -151,6 +157,8 @@ class Leaf {
     int max_level_;
     Sizes sizes_;
     std::vector<int32_t> query_keys_, candidate_keys_, indices_;
+    FirstKeys first_keys_;
+    bool listed_ = false;
     std::vector<int8_t> dense_, levels_;
     std::vector<int64_t> ends_;
     std::vector<float> similarities_, thresholds_;
