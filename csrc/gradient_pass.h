@@ -131,7 +131,8 @@ struct PairLevels {
     bool mixed;
 };
 
-// g = gradient(x, place) of n numbers; x may be g.
+// g = gradient(x, place) of n numbers; x may be g. Logits are rounded, as those were that the
+// tables are of: beside a huge one that is all of its sum, z - lse is 0.
 template <class T, class Gradient>
 GRAINRANK_INLINE void for_vectors(const T* x, T* g, int64_t n, Gradient gradient) {
     using V = Lanes<T>;
@@ -153,7 +154,7 @@ void gradient_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale,
                     const PairLevels& levels, const T* x, T* g, int64_t begin, int64_t n) {
     using V = Lanes<T>;
     for_vectors(x, g, n, [&](typename V::Float similarity, int64_t j) GRAINRANK_INLINE_LAMBDA {
-        const auto z = logit(similarity, V::splat(scale));
+        const auto z = V::rounded(logit(similarity, V::splat(scale)));
         auto value = pairs.of_row(z, levels.row + j, levels.mixed);
         if constexpr (kColumns)
             value += pairs.of_columns(z, levels.column + j, levels.mixed, begin + j);
@@ -171,11 +172,11 @@ void listed_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale, Listed
     for (int64_t j = 0; j < listed.size; ++j) apart[j] = x[listed.place[j]];
     for (int64_t j = listed.size; j < steps * V::kWidth; ++j) apart[j] = T(0);
     for_vectors(x, g, n, [&](typename V::Float similarity, int64_t) GRAINRANK_INLINE_LAMBDA {
-        return pairs.of_zeros(logit(similarity, V::splat(scale)));
+        return pairs.of_zeros(V::rounded(logit(similarity, V::splat(scale))));
     });
     for (int64_t s = 0; s < steps; ++s) {
         T* at = apart + s * V::kWidth;
-        const auto z = logit(V::load(at), V::splat(scale));
+        const auto z = V::rounded(logit(V::load(at), V::splat(scale)));
         V::store(at, pairs.of_row(z, listed.level + s * V::kWidth, true));
     }
     for (int64_t j = 0; j < listed.size; ++j) g[listed.place[j]] = apart[j];

@@ -23,7 +23,7 @@ struct Logits {
     T scale;
 
     GRAINRANK_INLINE typename Lanes<T>::Float load(int64_t at) const {
-        return logit(Lanes<T>::load(multiples + at), scale);
+        return Lanes<T>::rounded(logit(Lanes<T>::load(multiples + at), scale));
     }
     // Of the next chunk, while this one is computed with: the machine does not guess across pages.
     GRAINRANK_INLINE void fetch_ahead(int64_t at) const {
@@ -152,7 +152,7 @@ class LevelTables {
         for (int64_t j = 0; j < n; j += V::kWidth) {
             z.fetch_ahead(j);
             const Float x = V::load(z.multiples + j);
-            const Float logits = logit(x, z.scale), from_shift = logits - shift;
+            const Float logits = V::rounded(logit(x, z.scale)), from_shift = logits - shift;
             above = from_shift > above ? from_shift : above;
             const auto taken_out = V::bits(x) == out;
             sum += taken_out ? Float{} : probability<T>(from_shift);

@@ -93,6 +93,19 @@ struct Lanes {
         return v;
     }
     static GRAINRANK_INLINE void store(T* p, Float v) { memcpy(p, &v, sizeof v); }
+    // A product that is not contracted with what it is added to.
+    static GRAINRANK_INLINE Float rounded(Float product) {
+#if GRAINRANK_VECTOR_BYTES && defined(__AVX2__) && \
+    (GRAINRANK_VECTOR_BYTES <= 32 || defined(__AVX512F__))
+        asm("" : "+v"(product));
+#elif GRAINRANK_VECTOR_BYTES && defined(__ARM_NEON)
+        asm("" : "+w"(product));
+#elif GRAINRANK_VECTOR_BYTES
+        asm("" : "+m"(product));
+#endif
+        return product;
+    }
+
     // Whether the compiler contracts a * b + c.
 #if GRAINRANK_VECTOR_BYTES && (defined(__FMA__) || defined(__ARM_FEATURE_FMA))
     static constexpr bool kFuses = true;

@@ -260,3 +260,16 @@ def test_more_negatives_than_any_block(backend: str) -> None:
     z = z @ torch.nn.functional.normalize(inputs[1].double()).T / 0.5
     expected = torch.nn.functional.cross_entropy(z, torch.arange(3))
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("huge", [0, 8], ids=["positive", "negative"])
+def test_a_huge_logit_beside_which_all_others_vanish(huge: int, backend: str) -> None:
+    """It is all of the sum: where its product was not rounded as for the tables, exp(z - lse) was
+    off by a thousandth.
+    """
+    generator = torch.Generator().manual_seed(0)
+    q = (1 + torch.rand(8, 1, generator=generator)).requires_grad_()
+    c = torch.rand(9, 1, generator=generator)
+    c[huge] = 2.3456789
+    multi_level_ranking_loss(q, c, temperature=1e-4, normalize=False, backend=backend).backward()
+    torch.testing.assert_close(q.grad, 1e4 / 8 * (c[huge] - c[:8]), rtol=2e-6, atol=0.0)

@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 import grainrank
 from grainrank import (
     DenseLevels,
+    Diagonal,
     GrainKeys,
     LevelSource,
     SimilarityBands,
@@ -23,6 +24,7 @@ from grainrank import (
     multi_level_ranking_loss,
     row_blocks,
 )
+from grainrank.batch import Batch
 
 cpu = pytest.importorskip("grainrank.cpu")
 
@@ -173,14 +175,21 @@ def test_every_loss_and_source(loss: str, source: str, monkeypatch: pytest.Monke
     assert peak(sizes) <= 2 * MATRIX
 
 
-@pytest.mark.parametrize(("n", "rows"), [(64, 64), (1100, 1024), (2300, 2048)])
-def test_the_default_block_is_half_of_that_workspace(n: int, rows: int) -> None:
-    """Or 1024 rows; spread evenly over the blocks."""
-    columns = 2048 * 2 if rows == 2048 else 2 * 8192
-    passes = cpu.CpuPasses
-    assert passes.block_bytes == 32 * 2**20 == row_blocks.DEFAULT_WORKSPACE // 2
-    got = row_blocks.block_rows(n, 4 * columns, 0, passes.block_bytes)
-    assert got == -(-n // -(-n // rows))
+@pytest.mark.parametrize(("own", "mib"), [(None, 64), ("f32", 32), ("bf16", 32)])
+def test_the_default_block(own: str | None, mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it where the products are the C++'s own."""
+    monkeypatch.setattr(cpu.CpuPasses, "_own_product", lambda _: own)
+    x = torch.randn(4, 2)
+    passes = cpu.CpuPasses(Batch(x, x, torch.tensor(1.0), Diagonal()))
+    assert passes.block_bytes == mib * 2**20
+
+
+@pytest.mark.parametrize(
+    ("n", "columns", "rows"), [(64, 16384, 64), (1100, 16384, 550), (2300, 4096, 1150)]
+)
+def test_rows_of_the_default_block(n: int, columns: int, rows: int) -> None:
+    """1024 at least; spread evenly over the blocks."""
+    assert row_blocks.block_rows(n, 4 * columns, 0, 32 * 2**20) == rows
 
 
 def test_one_workspace_of_the_default_size_is_kept() -> None:

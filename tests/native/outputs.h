@@ -95,6 +95,12 @@ class Overwritten {
         return {*std::max_element(rows.begin(), rows.end()),
                 *std::max_element(columns.begin(), columns.end())};
     }
+    double largest() const {
+        double found = 0;
+        for (size_t k = 0; k < values_.size(); ++k)
+            if (within(k)) found = std::fmax(found, std::abs(static_cast<double>(values_[k])));
+        return found;
+    }
 
   private:
     bool within(size_t k) const { return static_cast<int64_t>(k) % stride_ < columns_; }

@@ -34,6 +34,26 @@ void run_plain_gradients(const Passes<T>& passes, const Batch<T>& batch,
     s.collect("plain gradient", results);
 }
 
+// The channels' gradients are added up, and may cancel: of each alone.
+template <class T>
+struct LargestOfChannels {
+    double gradient = 0, row = 0, column = 0;
+
+    LargestOfChannels(const Passes<T>& passes, const Batch<T>& batch,
+                      const std::vector<Channel<T>>& channels) {
+        for (Channel<T> channel : channels) {
+            channel.moments = nullptr;
+            Overwritten<T> s(batch.similarities, batch.c.columns, batch.stride);
+            passes.gradients(batch.block(s.data(), false, 1), batch.levels(),
+                             {&channel, 1, nullptr, nullptr});
+            const auto moments = s.largest_sums(true);
+            gradient += s.largest();
+            row += batch.c.scale * moments.row;
+            column += batch.c.scale * moments.column;
+        }
+    }
+};
+
 template <class T>
 void run_gradients(const Passes<T>& passes, const Batch<T>& batch,
                    const std::vector<Upstream<T>>& upstreams, int num_threads, Results& results) {
@@ -51,11 +71,11 @@ void run_gradients(const Passes<T>& passes, const Batch<T>& batch,
     passes.gradients(batch.block(s.data(), false, num_threads), batch.levels(),
                      {channels.data(), c.channels, c.row_moments ? row_moments.data() : nullptr,
                       c.column_moments ? column_moments.data() : nullptr});
-    s.collect("gradient", results);
-    const auto terms = s.largest_sums(true);
-    for (const Output<T>& m : moments) m.collect("moments", results, c.scale * terms.row);
-    row_moments.collect("row_moments", results, c.scale * terms.row);
-    column_moments.collect("column_moments", results, c.scale * terms.column);
+    const LargestOfChannels<T> terms(passes, batch, channels);
+    s.collect("gradient", results, terms.gradient);
+    for (const Output<T>& m : moments) m.collect("moments", results, terms.row);
+    row_moments.collect("row_moments", results, terms.row);
+    column_moments.collect("column_moments", results, terms.column);
 }
 
 template <class T>

@@ -73,9 +73,10 @@ class SharedOptions(TypedDict, total=False):
         block. `"auto"` (default): fused for up to 2048 features in float16 and bfloat16, and in
         float32 where PyTorch may use tf32 (`torch.set_float32_matmul_precision("high")`); else, and
         for `matryoshka_dims`, vendor.
-    workspace_mb: bound of the row block's memory in MiB; None (default): 32 MiB on the CPU, 64 MiB
-        on a GPU, or 1024 rows where these need more. On the CPU a workspace of up to 64 MiB is kept
-        for the next step. Losses that need the similarities twice (`direction="symmetric"`,
+    workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, 32 MiB on a CPU
+        whose products are ours (bfloat16 with AMX or AVX512-BF16, float32 on AMD Zen 5), or 1024
+        rows where these need more. On the CPU a workspace of up to 64 MiB is kept for the next
+        step. Losses that need the similarities twice (`direction="symmetric"`,
         `reduction="none"`, heads of your own) keep as much of them, up to 64 MiB or `workspace_mb`,
         from the forward to the backward, and multiply only the rest again.
     skip_below: leave out of the products dQ and dC, on the CPU, tiles of 256 x 256 pairs in which
