@@ -131,8 +131,7 @@ struct PairLevels {
     bool mixed;
 };
 
-// g = gradient(x, place) of n numbers; x may be g. Logits are rounded, as those were that the
-// tables are of: beside a huge one that is all of its sum, z - lse is 0.
+// g = gradient(x, place) of n numbers; x may be g.
 template <class T, class Gradient>
 GRAINRANK_INLINE void for_vectors(const T* x, T* g, int64_t n, Gradient gradient) {
     using V = Lanes<T>;
@@ -148,7 +147,8 @@ GRAINRANK_INLINE void for_vectors(const T* x, T* g, int64_t n, Gradient gradient
     memcpy(g + j, tail, (n - j) * sizeof(T));
 }
 
-// g = the gradients for z = scale * x, columns begin .. begin + n; x may be g.
+// g = the gradients for z = scale * x, columns begin .. begin + n; x may be g. Logits are rounded,
+// as those were that the tables are of: beside a huge one that is all of its sum, z - lse is 0.
 template <class T, bool kFull, int kLevels, bool kColumns>
 void gradient_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale,
                     const PairLevels& levels, const T* x, T* g, int64_t begin, int64_t n) {

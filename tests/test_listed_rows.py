@@ -25,7 +25,7 @@ def listed(kind: str) -> LevelSource:
     if kind == "diagonal":
         return Diagonal()
     if kind == "keys":
-        # All candidates share the first key of the third row: it has too many to be listed.
+        # Half of the candidates share the first key of the third row: too many to be listed.
         candidate_keys[: M // 2, 0] = query_keys[START + 2, 0] = 999
         query_keys[START + 1, 0] = -1
         return GrainKeys(query_keys, candidate_keys)
