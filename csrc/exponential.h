@@ -91,6 +91,10 @@ GRAINRANK_INLINE typename Lanes<T>::Float polynomial(typename Lanes<T>::Float r,
     return p;
 }
 
+// Of a number.
+GRAINRANK_INLINE float scalar_exp(float x) { return expf(x); }
+GRAINRANK_INLINE double scalar_exp(double x) { return ::exp(x); }
+
 // exp(r), and n + kBias in the low bits of `shifted`. kNear: in one step, off by n 2e-9 besides
 // (float), where products are not rounded before they are subtracted.
 template <class T, bool kNear>

@@ -3,6 +3,7 @@
 
 #include "listed_row.h"
 #include "logits.h"
+#include "shared_exponential.h"
 #include "softplus_pass.h"
 
 namespace grainrank {
@@ -39,6 +40,26 @@ class PairGradients {
     GRAINRANK_INLINE Float of_zeros(Float z) const {
         return gradient<T>(z, of_first(lse_), of_first(d_lse_),
                            kFull ? of_first(d_total_) : Float{});
+    }
+    // The functions z, column -> gradient of level 0, whose numbers are in registers: of the row;
+    // of row and column; of both by one exponential, with the row's `factor` and the columns'
+    // `weights` (see SharedExponential). With columns: not kFull.
+    GRAINRANK_INLINE auto zeros_of_row() const {
+        return [lse = of_first(lse_), d_lse = of_first(d_lse_),
+                d_total = kFull ? of_first(d_total_) : Float{}](Float z, int64_t)
+                   GRAINRANK_INLINE_LAMBDA { return gradient<T>(z, lse, d_lse, d_total); };
+    }
+    GRAINRANK_INLINE auto zeros_of_both() const {
+        return [row = zeros_of_row(), lse = columns_.lse, d_lse = columns_.d_lse](
+                   Float z, int64_t j) GRAINRANK_INLINE_LAMBDA {
+            return row(z, j) + gradient<T>(z, V::load(lse + j), V::load(d_lse + j), Float{});
+        };
+    }
+    GRAINRANK_INLINE auto zeros_of_both(T factor, const T* weights) const {
+        return [lse = of_first(lse_), d_lse = of_first(d_lse_), factor = V::splat(factor), weights](
+                   Float z, int64_t j) GRAINRANK_INLINE_LAMBDA {
+            return probability<T>(z - lse) * (d_lse + factor * V::load(weights + j));
+        };
     }
 
     GRAINRANK_INLINE Float of_row(Float z, const int32_t* levels, bool mixed) const {
@@ -78,6 +99,20 @@ class PairGradients {
             }
         }
         return pair(z, level, lse, d_lse, d_total, neg_lse, d_neg_lse);
+    }
+
+    // z of single columns, `places` from `column` on. Not kFull.
+    GRAINRANK_INLINE Float of_columns(Float z, const int32_t* levels, const int32_t* places,
+                                      int64_t column) const {
+        T lse[V::kWidth], d_lse[V::kWidth];
+        for (int k = 0; k < V::kWidth; ++k) {
+            const int level = std::min(entry(levels[k]), size() - 1);  // none is higher
+            const int64_t at = level * columns_.stride + column + places[k];
+            lse[k] = columns_.lse[at];
+            d_lse[k] = columns_.d_lse[at];
+        }
+        return pair(z, V::load_levels(levels), V::load(lse), V::load(d_lse), Float{}, Float{},
+                    Float{});
     }
 
   private:
@@ -162,22 +197,25 @@ void gradient_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale,
     });
 }
 
-// The same of a row without column tables, whose pairs of other levels than 0 are listed.
-template <class T, bool kFull, int kLevels>
+// The same where the pairs of other levels than 0 are listed. of_zeros(z, column): the gradients
+// of a vector of level 0.
+template <class T, bool kFull, int kLevels, bool kColumns, class Zeros>
 void listed_chunk(const PairGradients<T, kFull, kLevels>& pairs, T scale, ListedPairs& listed,
-                  const T* x, T* g, int64_t n) {
+                  const T* x, T* g, int64_t begin, int64_t n, Zeros of_zeros) {
     using V = Lanes<T>;
     alignas(64) T apart[kChunk + kPadding];
     const int64_t steps = listed.pad(V::kWidth);
     for (int64_t j = 0; j < listed.size; ++j) apart[j] = x[listed.place[j]];
     for (int64_t j = listed.size; j < steps * V::kWidth; ++j) apart[j] = T(0);
-    for_vectors(x, g, n, [&](typename V::Float similarity, int64_t) GRAINRANK_INLINE_LAMBDA {
-        return pairs.of_zeros(V::rounded(logit(similarity, V::splat(scale))));
+    for_vectors(x, g, n, [&](typename V::Float similarity, int64_t j) GRAINRANK_INLINE_LAMBDA {
+        return of_zeros(V::rounded(logit(similarity, V::splat(scale))), begin + j);
     });
-    for (int64_t s = 0; s < steps; ++s) {
-        T* at = apart + s * V::kWidth;
-        const auto z = V::rounded(logit(V::load(at), V::splat(scale)));
-        V::store(at, pairs.of_row(z, listed.level + s * V::kWidth, true));
+    for (int64_t j = 0; j < steps * V::kWidth; j += V::kWidth) {
+        const auto z = V::rounded(logit(V::load(apart + j), V::splat(scale)));
+        auto value = pairs.of_row(z, listed.level + j, true);
+        if constexpr (kColumns)
+            value += pairs.of_columns(z, listed.level + j, listed.place + j, begin);
+        V::store(apart + j, value);
     }
     for (int64_t j = 0; j < listed.size; ++j) g[listed.place[j]] = apart[j];
 }
@@ -187,6 +225,7 @@ struct GradientPass {
     const Block<T>& block;
     const LevelArgs& levels;
     const GradientArgs<T>& in;
+    const SharedExponential<T>& shared;
 };
 
 // The similarities are the logits but for the scale, and there is one channel.
@@ -198,20 +237,37 @@ bool plain_gradient_row(const GradientPass<T>& pass, int64_t r) {
     RowList list;
     ListedPairs listed;
     const int64_t row = block.first_row + r;
-    const bool few =
-        !kColumns && Lanes<T>::kWidth > 1 && list.open(pass.levels, row, block.columns);
+    constexpr bool kLists = Lanes<T>::kWidth > 1 && !(kFull && kColumns);
+    const bool lists =
+        kLists && list.open(pass.levels, row, block.columns) && few(list.left(), block.columns);
     T sum = T(0);
-    const PairGradients<T, kFull, kLevels> pairs(*pass.in.channels, pass.levels.max_level, r);
+    const Channel<T>& channel = *pass.in.channels;
+    const PairGradients<T, kFull, kLevels> pairs(channel, pass.levels.max_level, r);
+    const T* weights = pass.shared.weights();
+    const T lse = channel.rows.lse[r * (pass.levels.max_level + 1)];
+    const T factor = weights ? pass.shared.factor(lse) : T(0);
+    const auto run_listed = [&](const T* s, T* g, int64_t begin, int64_t n, auto of_zeros) {
+        listed_chunk<T, kFull, kLevels, kColumns>(pairs, block.scale, listed, s, g, begin, n,
+                                                  of_zeros);
+    };
     T* values = block.similarities + r * block.row_stride;
     for (int64_t begin = 0; begin < block.columns; begin += kChunk) {
         const int64_t left = block.columns - begin;
         const int64_t n = left < kChunk ? left : kChunk;
         const T* s = similarities(block, r, begin, n, scratch);
         T* g = block.narrow ? apart : values + begin;
-        if (few) {
-            list.read(begin, n, listed);
-            listed_chunk(pairs, block.scale, listed, s, g, n);
-        } else {
+        if constexpr (kLists) {
+            if (lists) {
+                list.read(begin, n, listed);
+                if constexpr (!kColumns)
+                    run_listed(s, g, begin, n, pairs.zeros_of_row());
+                else if (weights)
+                    run_listed(s, g, begin, n, pairs.zeros_of_both(factor, weights));
+                else
+                    run_listed(s, g, begin, n, pairs.zeros_of_both());
+            }
+        }
+        if (!lists) {
             if (!row_levels(pass.levels, row, begin, n, block.columns, chunk)) return false;
             const PairLevels levels{chunk.level, chunk.level, chunk.mixed};
             gradient_chunk<T, kFull, kLevels, kColumns>(pairs, block.scale, levels, s, g, begin, n);

@@ -5,16 +5,10 @@
 #include <type_traits>
 
 #include "listed_row.h"
+#include "logits.h"
 
 namespace grainrank {
 namespace GRAINRANK_ISA {
-
-GRAINRANK_INLINE float scalar_exp(float x) { return expf(x); }
-GRAINRANK_INLINE double scalar_exp(double x) { return ::exp(x); }
-
-// Logits are close when they differ by at most this: exp of the difference is far from underflow,
-// and the logarithm of a sum of such exponentials is no larger than the logits themselves may be.
-constexpr double kClose = 32.0;
 
 // Logits, as multiples of a number.
 template <class T>
@@ -40,6 +34,14 @@ constexpr auto kTakenOut =
 template <class T>
 GRAINRANK_INLINE void take_out(T* x) {
     memcpy(x, &kTakenOut<T>, sizeof(T));
+}
+
+// An entry of the light tables: the logarithm of exp(shift) * sum.
+template <class T>
+void write_entry(const Tables<T>& out, int64_t at, int64_t count, T sum, T shift, T total) {
+    out.lse[at] = count == 0 ? T(kEmpty) : shifted_log(sum, shift);
+    out.total[at] = total;
+    out.count[at] = count;
 }
 
 // Along a row a vector holds kWidth columns, whose results come together at the end of a chunk.
@@ -103,6 +105,12 @@ class LevelTables {
         add_exponentials(z, levels, true, steps, V::kWidth);
     }
 
+    // Of one row.
+    LevelPart<T, false> part(int l) const {
+        return {
+            {highest_[l], sum_[l]}, total_[l], static_cast<typename V::ScalarInteger>(count_[l])};
+    }
+
     // The row `row`, or the columns row .. row + lanes.
     void write(const Tables<T>& out, int64_t row, int lanes) const {
         for (int lane = 0; lane < lanes; ++lane)
@@ -113,12 +121,10 @@ class LevelTables {
     void write_level(const Tables<T>& out, int64_t row, int lane, int l) const {
         const int64_t at = row * levels_ + l;
         const int64_t count = pick(count_[l], lane);
-        const bool empty = count == 0;
         const T total = pick(total_[l], lane);
-        out.lse[at] = empty ? T(kEmpty) : shifted_log(pick(sum_[l], lane), pick(highest_[l], lane));
-        out.total[at] = total;
-        out.count[at] = count;
+        write_entry(out, at, count, pick(sum_[l], lane), pick(highest_[l], lane), total);
         if constexpr (kAll) {
+            const bool empty = count == 0;
             const T highest = pick(highest_[l], lane), lowest = pick(lowest_[l], lane);
             out.neg_lse[at] =
                 empty || l == 0 ? T(kEmpty) : shifted_log(pick(negative_sum_[l], lane), -lowest);

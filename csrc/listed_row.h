@@ -10,20 +10,26 @@ namespace GRAINRANK_ISA {
 // Of a chunk: their places in it, and their levels.
 struct ListedPairs {
     int64_t size;
-    int32_t place[kChunk];
+    int32_t place[kChunk + kPadding];
     alignas(64) int32_t level[kChunk + kPadding];
 
     // In vectors: these are of level -1.
     int64_t pad(int width) {
-        for (int j = 0; j < width; ++j) level[size + j] = -1;
+        for (int j = 0; j < width; ++j) {
+            place[size + j] = 0;
+            level[size + j] = -1;
+        }
         return (size + width - 1) / width;
     }
 };
 
+// One pair in four may be listed.
+inline bool few(int64_t listed, int64_t pairs) { return listed * 4 <= pairs; }
+
 // The list of one row, read chunk by chunk.
 class RowList {
   public:
-    // Whether the pairs of row i can be listed, and are few.
+    // Whether the pairs of row i can be listed.
     bool open(const LevelArgs& args, int64_t i, int64_t columns) {
         if (args.leaves.size() != 1 || !args.exclusions.empty()) return false;
         leaf_ = &args.leaves[0];
@@ -49,28 +55,34 @@ class RowList {
                 return false;
         }
         columns_ = columns;
-        return (last_ - next_) * kFew <= columns;
+        return true;
+    }
+
+    // The pairs that are not read yet.
+    int64_t left() const { return last_ - next_; }
+
+    // Those in front of column `begin` are not read.
+    void skip(int64_t begin) {
+        next_ = std::lower_bound(next_, last_, static_cast<int32_t>(begin));
     }
 
     // The pairs in the columns begin .. begin + n, behind those of the call before.
     void read(int64_t begin, int64_t n, ListedPairs& out) {
         const int32_t* end = std::lower_bound(next_, last_, static_cast<int32_t>(begin + n));
         const int64_t first = next_ - all_;
-        out.size = end - next_;
-        for (int64_t j = 0; j < out.size; ++j)
-            out.place[j] = next_[j] - static_cast<int32_t>(begin);
+        const bool given = leaf_->kind == LevelKind::kSparse;
+        out.size = 0;
+        for (int64_t j = 0; j < end - next_; ++j) {
+            const int32_t level = given ? leaf_->levels[first + j] : 1;
+            out.place[out.size] = next_[j] - static_cast<int32_t>(begin);
+            out.level[out.size] = level;
+            out.size += level != 0;
+        }
         next_ = end;
-        if (leaf_->kind == LevelKind::kSparse)
-            for (int64_t j = 0; j < out.size; ++j) out.level[j] = leaf_->levels[first + j];
-        else
-            for (int64_t j = 0; j < out.size; ++j) out.level[j] = 1;
         if (leaf_->kind == LevelKind::kKeysPrefix) add_finer(first, out);
     }
 
   private:
-    // One pair in so many may be listed.
-    static constexpr int64_t kFew = 4;
-
     void add_finer(int64_t first, ListedPairs& out) const {
         const int32_t* of_row = leaf_->query_keys + row_ * leaf_->num_keys;
         for (int64_t k = 1; k < leaf_->num_keys && of_row[k] >= 0; ++k) {

@@ -7,6 +7,10 @@
 namespace grainrank {
 namespace GRAINRANK_ISA {
 
+// Logits are close when they differ by at most this: exp of the difference is far from underflow,
+// and the logarithm of a sum of such exponentials is no larger than the logits themselves may be.
+constexpr double kClose = 32.0;
+
 // The similarities are logits but for the scale.
 template <class T>
 bool is_plain(const Block<T>& block) {

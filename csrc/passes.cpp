@@ -9,7 +9,7 @@
 #include "row_pass.h"
 #include "smooth_ranks.h"
 #include "softplus_pass.h"
-#include "table_pass.h"
+#include "two_way_tables.h"
 
 #define GRAINRANK_QUOTE(x) #x
 #define GRAINRANK_NAME(x) GRAINRANK_QUOTE(x)
@@ -64,6 +64,16 @@ Status with_levels(int max_level, Run run) {
     }
 }
 
+template <class T, int kLevels>
+Status two_way_tables(const TablePass<T>& pass) {
+    const Block<T>& block = pass.block;
+    const int64_t panels = (block.columns + kPanel<T> - 1) / kPanel<T>;
+    std::vector<LevelPart<T, false>> parts(panels * block.rows * kLevels);
+    const TwoWayPass<T> both{pass, parts.data()};
+    for_each(both, panels, 1, block.num_threads, two_way_panel<T, kLevels>);
+    return for_each(both, block.rows, kRowsPerPiece, block.num_threads, two_way_row<T, kLevels>);
+}
+
 template <class T>
 Status tables(const Block<T>& block, const LevelArgs& levels, const T* factors,
               const Tables<T>& rows, const Tables<T>* columns, int64_t table_columns) {
@@ -71,6 +81,8 @@ Status tables(const Block<T>& block, const LevelArgs& levels, const T* factors,
     return with_levels(levels.max_level, [&](auto count) {
         constexpr int kLevels = decltype(count)::kLevels;
         const bool all = rows.neg_lse;
+        if constexpr (kLevels > 0 && Lanes<T>::kWidth > 1)
+            if (columns && !all && lists_block(pass)) return two_way_tables<T, kLevels>(pass);
         const Status status =
             for_each(pass, block.rows, kRowsPerPiece, block.num_threads,
                      all ? table_row<T, true, kLevels> : table_row<T, false, kLevels>);
@@ -102,7 +114,11 @@ Status gradients(const Block<T>& block, const LevelArgs& levels, const GradientA
                 channel.columns.d_total;
     }
     const bool columns = first.columns.lse;
-    const GradientPass<T> pass{block, levels, in};
+    const SharedExponential<T> shared =
+        plain && columns && !full && Lanes<T>::kWidth > 1
+            ? SharedExponential<T>(first, block.rows, levels.max_level + 1, block.columns)
+            : SharedExponential<T>();
+    const GradientPass<T> pass{block, levels, in, shared};
     // The rows that share a row of column_moments belong to one thread.
     const int64_t grain = in.column_moments ? kMomentRows : kRowsPerPiece;
     if (in.column_moments) {

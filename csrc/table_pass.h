@@ -73,7 +73,8 @@ bool table_row(const TablePass<T>& pass, int64_t r) {
     if constexpr (!kAll && Lanes<T>::kWidth > 1) {
         RowList list;
         if (only_scaled && !block.ceilings.rows &&
-            list.open(pass.levels, block.first_row + r, block.columns)) {
+            list.open(pass.levels, block.first_row + r, block.columns) &&
+            few(list.left(), block.columns)) {
             listed_table_row<T, kLevels>(pass, r, list);
             return true;
         }

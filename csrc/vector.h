@@ -57,6 +57,15 @@ GRAINRANK_INLINE void fetch_ahead(const void* address) {
 #endif
 }
 
+// Into the second-level cache.
+GRAINRANK_INLINE void fetch_far_ahead(const void* address) {
+#if defined(__GNUC__) && !defined(__CUDACC__)
+    __builtin_prefetch(address, 0, 2);
+#else
+    (void)address;
+#endif
+}
+
 template <class T>
 struct IntegerOf;
 template <>

@@ -33,8 +33,9 @@ def listed(kind: str) -> LevelSource:
     levels = torch.randint(-1, 4, (N, M), generator=generator)
     levels[torch.rand(N, M, generator=generator) < 0.9] = 0
     levels[START] = 0
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), (levels != 0).sum(dim=1).cumsum(dim=0)])
-    row, column = levels.nonzero().unbind(dim=1)
+    given = (levels != 0) | (torch.rand(N, M, generator=generator) < 0.02)  # of level 0, too
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), given.sum(dim=1).cumsum(dim=0)])
+    row, column = given.nonzero().unbind(dim=1)
     return SparseLevels(indptr, column, levels[row, column], M, max_level=3)
 
 

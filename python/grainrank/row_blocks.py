@@ -188,6 +188,7 @@ class RowBlocks:
     `bound`: of the gradients of the tables, where gradients will be written. `columns`: whether
     column tables will be computed. `besides`: bytes of every pair of a block that the caller needs.
     `known` `[P, rows, M + Q]`: the similarities of the first rows, which need no product.
+    `kept`, of the same shape, out: these similarities.
     """
 
     def __init__(
@@ -198,8 +199,10 @@ class RowBlocks:
         columns: bool = False,
         besides: int = 0,
         known: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> None:
-        self.batch, self.passes, self._besides, self._known = batch, passes, besides, known
+        self.batch, self.passes, self._besides = batch, passes, besides
+        self._known, self._kept = known, kept
         self._columns, self._with_gradients, self._bound = columns, bound is not None, bound
         self._queries = self._operand(batch.queries) if passes.factored else None
 
@@ -270,6 +273,19 @@ class RowBlocks:
             for start in range(0, n, rows):
                 yield self._block(start, min(start + rows, n), similarities, gradient)
 
+    def _similarities(self, queries: Tensor, memory: Tensor, start: int) -> Tensor:
+        """The similarities `[P, R, M + Q]` of a block, in `memory` or where they are kept."""
+        if self._kept is None:
+            self._fill(queries, memory, start)
+            return memory
+        kept = self._kept[:, start : start + memory.shape[1]]
+        if kept.shape == memory.shape and kept.stride(1) % self.passes.row_multiple == 0:
+            self._fill(queries, kept, start)
+            return kept
+        self._fill(queries, memory, start)
+        kept.copy_(memory[:, : kept.shape[1]])
+        return memory
+
     def _fill(self, queries: Tensor, similarities: Tensor, start: int) -> None:
         """Fills the similarities `[P, R, M + Q]` of a block."""
         rows, known = similarities.shape[1], 0
@@ -310,11 +326,13 @@ class RowBlocks:
         else:
             queries = self._queries.rows(start, stop)
         if similarities is not None:
-            self._fill(queries.values, similarities[:, : stop - start], start)
+            similarities = self._similarities(
+                queries.values, similarities[:, : stop - start], start
+            )
         candidates = self.candidates
         blocks: list[Block] = []
         for p, last in enumerate(batch.prefixes):
-            s = None if similarities is None else similarities[p, : stop - start]
+            s = None if similarities is None else similarities[p]
             dots = self.passes.empty(stop - start) if self.with_dots else None
             blocks.append(
                 Block(

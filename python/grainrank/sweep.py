@@ -45,11 +45,8 @@ def sweep_tables(
     n, m = batch.queries.shape[0], batch.candidates.shape[0]
     rows = _empty_tables(batch, n, full, bool(softplus))
     merged: list[TableSet | None] = [None] * batch.views
-    for item in RowBlocks(batch, passes, columns=columns):
+    for item in RowBlocks(batch, passes, columns=columns, kept=kept):
         for block in item.blocks:
-            if kept is not None and block.similarities is not None:
-                of_block = kept[block.prefix, item.start : item.stop]
-                of_block.copy_(block.similarities[: len(of_block)])
             for f in range(batch.channels):
                 view = block.prefix * batch.channels + f
                 here = rows.of(view, item.start, item.stop)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,10 @@ Results = dict[str, Tensor]
 Call = Callable[[str, torch.dtype | None, int], Results]  # of a backend, a dtype and a draw
 #: What became of the inputs, for the summary of `make fuzz`.
 TRIED: Counter[str] = Counter()
-_LONGEST = 300  # seconds of one input, on a machine that does other things too
+# Seconds of one input: the reference may take a minute for its smooth ranks, and many on a machine
+# that does other things too.
+_LONGEST = 1800
+_STACKS = Path(__file__).parents[2] / "build" / "fuzz-hung.txt"  # pytest would hide them
 _EMPTY = 1e29  # and above: what an empty level holds
 _DRAWS = 1, 8, 64  # judged together, see grainrank.testing
 _UNLUCKY = 4
@@ -49,12 +53,14 @@ _NAMES = re.compile(r"\b(" + "|".join(sorted(_arguments())) + r")\b")
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Ends the process, with its stacks, where a call does not come back."""
-    faulthandler.dump_traceback_later(_LONGEST, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+    """Ends the process, with its stacks in a file, where a call does not come back."""
+    _STACKS.parent.mkdir(exist_ok=True)
+    with _STACKS.open("w") as stacks:
+        faulthandler.dump_traceback_later(_LONGEST, exit=True, file=stacks)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 def refusal(call: Callable[[], Any]) -> Exception | None:
