@@ -10,9 +10,6 @@ from torch.nn.functional import logsigmoid
 
 from ..reference import EMPTY
 
-# An exponential of less is 0 beside one of 0; of far less, or far more, it takes ten times as long.
-_FAR = 700.0
-
 Positives = Literal["exact", "at_least"]
 Negatives = Literal["lower", "unrelated"]
 
@@ -37,8 +34,8 @@ class _Terms(NamedTuple):
         return _Terms(
             p,
             n,
-            _logsumexp(torch.where(p, each, EMPTY)),
-            _logsumexp(torch.where(n, each, EMPTY)),
+            torch.logsumexp(torch.where(p, each, EMPTY), dim=-1),
+            torch.logsumexp(torch.where(n, each, EMPTY), dim=-1),
             ((count[..., None, :] > 0) & p).any(dim=-1),
         )
 
@@ -49,12 +46,6 @@ class _Terms(NamedTuple):
         """
         loss = -logsigmoid(self.lse_positives - self.lse_negatives)
         return torch.where(self.has_positive, loss, 0.0)
-
-
-def _logsumexp(x: Tensor) -> Tensor:
-    """Over the last dimension."""
-    least = x.detach().amax(dim=-1, keepdim=True) - _FAR
-    return torch.logsumexp(torch.maximum(x, least), dim=-1)
 
 
 def multi_level_nce(
@@ -108,12 +99,8 @@ def multi_level_nce_gradient(
     slope = torch.sigmoid(terms.lse_negatives - terms.lse_positives)
     slope = torch.where(terms.has_positive, slope, 0.0) * weights  # [V, R, L]
     each = lse[..., None, :]
-    above_n, above_p = (
-        (each - all_[..., None]).clamp(-_FAR, _FAR)
-        for all_ in (terms.lse_negatives, terms.lse_positives)
-    )
-    share_n = torch.where(terms.of_negatives, above_n.exp(), 0.0)
-    share_p = torch.where(terms.of_positives, above_p.exp(), 0.0)
+    share_n = torch.where(terms.of_negatives, (each - terms.lse_negatives[..., None]).exp(), 0.0)
+    share_p = torch.where(terms.of_positives, (each - terms.lse_positives[..., None]).exp(), 0.0)
     d_lse = (slope[..., None] * (share_n - share_p)).sum(dim=-2)
     return (terms.losses() * weights).sum(dim=-1).to(dtype), d_lse.to(dtype)
 
