@@ -174,11 +174,16 @@ def with_gradients(arguments: dict[str, Any], names: tuple[str, ...]) -> list[Te
     return [arguments[name].requires_grad_() for name in names]
 
 
-def gradients(leaves: list[Tensor], names: tuple[str, ...]) -> Results:
-    return {
-        f"d_{name}": torch.zeros_like(x) if x.grad is None else x.grad
-        for name, x in zip(names, leaves, strict=True)
-    }
+def gradients(leaves: list[Tensor], names: tuple[str, ...], case: Case) -> Results:
+    """Without finite ones of rows of length 0 that are normalised (see `unjudged`)."""
+
+    def judged(x: Tensor) -> Tensor:
+        if x.grad is None:
+            return torch.zeros_like(x)
+        short = (x.detach() == 0).all(dim=1, keepdim=True) & x.grad.isfinite()
+        return torch.where(short & case.options.get("normalize", True), 0.0, x.grad)
+
+    return {f"d_{name}": judged(x) for name, x in zip(names, leaves, strict=True)}
 
 
 def finite(case: Case) -> bool:
@@ -209,7 +214,7 @@ def test_every_loss(case: Case) -> None:
         leaves = with_gradients(arguments, names)
         loss = function(**arguments, **options_of(case, draw))
         loss.backward(upstream(loss) if loss.dim() > 0 else torch.tensor(1.5, dtype=loss.dtype))
-        return {"loss": loss.detach(), **gradients(leaves, names)}
+        return {"loss": loss.detach(), **gradients(leaves, names, case)}
 
     check(call, case.dtype, infinite=not finite(case), unjudged=unjudged(case))
 
@@ -230,6 +235,6 @@ def test_the_tables(case: Case) -> None:
         there = stats["count"] > 0
         torch.autograd.backward(tables, [upstream(t) * there for t in tables])
         results = {name: stats[name].detach() for name in (*_TABLES, "highest", "lowest")}
-        return results | gradients(leaves, names)
+        return results | gradients(leaves, names, case)
 
     check(call, case.dtype, infinite=not finite(case), unjudged=unjudged(case))
