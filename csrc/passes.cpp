@@ -114,8 +114,9 @@ Status gradients(const Block<T>& block, const LevelArgs& levels, const GradientA
                 channel.columns.d_total;
     }
     const bool columns = first.columns.lse;
+    const bool may_list = block.rows > 0 && RowList().open(levels, block.first_row, block.columns);
     const SharedExponential<T> shared =
-        plain && columns && !full && Lanes<T>::kWidth > 1
+        plain && columns && !full && may_list && Lanes<T>::kWidth > 1
             ? SharedExponential<T>(first, block.rows, levels.max_level + 1, block.columns)
             : SharedExponential<T>();
     const GradientPass<T> pass{block, levels, in, shared};

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource
+from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource, SparseLevels
 from grainrank.batch import Batch
 from grainrank.cpu import CpuPasses
 from grainrank.row_blocks import Block, Channel
@@ -33,6 +33,22 @@ def source(kind: str, m: int) -> LevelSource:
     return levels
 
 
+def few_levels(n: int, m: int) -> Tensor:
+    """Levels `[n, m]` to 3, and ignored pairs; nine of ten are 0."""
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(-1, 4, (n, m), generator=generator)
+    return levels.masked_fill_(torch.rand(n, m, generator=generator) < 0.9, 0)
+
+
+def sparse(levels: Tensor) -> SparseLevels:
+    """What is not 0, and some of the rest."""
+    generator = torch.Generator().manual_seed(1)
+    given = (levels != 0) | (torch.rand(levels.shape, generator=generator) < 0.02)
+    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), given.sum(dim=1).cumsum(dim=0)])
+    row, column = given.nonzero().unbind(dim=1)
+    return SparseLevels(indptr, column, levels[row, column], levels.shape[1], max_level=3)
+
+
 def block(m: int, dtype: torch.dtype, ties: bool = False) -> Tensor:
     """Similarities [ROWS, m]: a view into wider rows whose rest is NaN."""
     generator = torch.Generator().manual_seed(m)
@@ -42,20 +58,21 @@ def block(m: int, dtype: torch.dtype, ties: bool = False) -> Tensor:
     return memory[:ROWS, :m]
 
 
-def passes(s: Tensor, levels: LevelSource, name: str) -> CpuPasses:
+def passes(s: Tensor, levels: LevelSource, name: str, queries: int = N) -> CpuPasses:
     """Of a batch whose embeddings nobody reads: the passes see similarities."""
-    q, c = s.new_zeros(N, 1), s.new_zeros(s.shape[1], 1)
+    q, c = s.new_zeros(queries, 1), s.new_zeros(s.shape[1], 1)
     return CpuPasses(Batch(q, c, torch.tensor(SCALE, dtype=s.dtype), levels), name)
 
 
-def _block(s: Tensor) -> Block:
-    q, c = s.new_zeros(ROWS, 1), s.new_zeros(s.shape[1], 1)
+def given(s: Tensor) -> Block:
+    """The block of these similarities, over which the gradient is written."""
+    q, c = (s.new_zeros(n, 1) for n in s.shape)
     return Block(s, s, q, c, START, 0, None, None, None)
 
 
 def run_tables(s: Tensor, levels: LevelSource, name: str, full: bool = True) -> TableSet:
     out = TableSet.empty(ROWS, levels.max_level + 1, dtype=s.dtype, device=s.device, full=full)
-    passes(s, levels, name).tables(_block(s), 0, out, None)
+    passes(s, levels, name).tables(given(s), 0, out, None)
     return out
 
 
@@ -64,4 +81,4 @@ def run_gradients_(
 ) -> None:
     """Writes the gradients over the similarities."""
     channel = Channel(tables, d_tables)
-    passes(s, levels, name).gradients_(_block(s), [channel], None, None)
+    passes(s, levels, name).gradients_(given(s), [channel], None, None)

@@ -81,10 +81,12 @@ def test_one_side_alone_gets_the_same_gradient(reduction: str, backend: str) -> 
         torch.testing.assert_close(alone[i].grad, values[i].grad, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("rows", [96, 20, 7], ids="{} rows".format)
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_second_backward(reduction: str, backend: str) -> None:
+def test_second_backward(reduction: str, rows: int, backend: str) -> None:
     values, levels = leaves()
-    loss = loss_of(values, levels, reduction=reduction, backend=backend).sum()
+    options: dict[str, Any] = {"reduction": reduction, "workspace_mb": ONE_ROW * rows}
+    loss = loss_of(values, levels, **options, backend=backend).sum()
     loss.backward(retain_graph=True)
     first = [x.grad.clone() for x in values if x.grad is not None]
     loss.backward()
@@ -93,6 +95,37 @@ def test_second_backward(reduction: str, backend: str) -> None:
         assert torch.equal(x.grad, 2 * once)
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
+
+
+def test_gradients_that_were_ready_are_not_copied(backend: str) -> None:
+    """Where no other backward will come for them."""
+    values, levels = leaves()
+    seen = []
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.data_ptr())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = loss_of(values, levels, backend=backend)
+    for retain, same in ((True, False), (False, True)):
+        for x in values:
+            x.grad = None
+        loss.backward(retain_graph=retain)
+        for x in values[:2]:
+            assert x.grad is not None
+            assert (x.grad.data_ptr() in seen) == same
+
+
+def test_many_upstream_gradients_at_once(backend: str) -> None:
+    """What `torch.autograd.functional.jacobian(vectorize=True)` does."""
+    values, levels = leaves()
+    loss = loss_of(values, levels, backend=backend)
+    once = torch.autograd.grad(loss, values, retain_graph=True)
+    upstream = torch.tensor([1.0, -2.0])
+    many = torch.autograd.grad(loss, values, upstream, is_grads_batched=True)
+    for a, b in zip(once, many, strict=True):
+        torch.testing.assert_close(b, torch.stack([a, -2 * a]))
 
 
 def test_upstream_gradient_scales(backend: str) -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource, SparseLevels
+from grainrank import DenseLevels, Diagonal, GrainKeys, LevelSource
 from grainrank.table_sets import TableGradientSet
 from grainrank.testing import Shape, make_inputs
 
 pytest.importorskip("grainrank.cpu")
 
-from row_block import ROWS, START, N, block, run_gradients_, run_tables
+from row_block import ROWS, START, N, block, few_levels, run_gradients_, run_tables, sparse
 
 M = 2500
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 2e-14}  # of the largest, for logits below 20
@@ -29,14 +29,9 @@ def listed(kind: str) -> LevelSource:
         candidate_keys[: M // 2, 0] = query_keys[START + 2, 0] = 999
         query_keys[START + 1, 0] = -1
         return GrainKeys(query_keys, candidate_keys)
-    generator = torch.Generator().manual_seed(0)
-    levels = torch.randint(-1, 4, (N, M), generator=generator)
-    levels[torch.rand(N, M, generator=generator) < 0.9] = 0
+    levels = few_levels(N, M)
     levels[START] = 0
-    given = (levels != 0) | (torch.rand(N, M, generator=generator) < 0.02)  # of level 0, too
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), given.sum(dim=1).cumsum(dim=0)])
-    row, column = given.nonzero().unbind(dim=1)
-    return SparseLevels(indptr, column, levels[row, column], M, max_level=3)
+    return sparse(levels)
 
 
 def dense(source: LevelSource) -> LevelSource:

@@ -105,8 +105,8 @@ def test_no_allocation_of_the_size_of_the_matrix(
     assert any(size > 0.9 * workspace for size in sizes), "the workspace is among them"
     assert max(sizes) <= workspace
     assert workspace < MATRIX / 2
-    # Candidates, both gradients twice (saved, and as returned), and 8 tables: all O(N (D + L)).
-    assert peak(sizes) <= workspace + N * (6 * D + 40 * (K + 1)) * 4
+    # Candidates, both gradients, and 8 tables: all O(N (D + L)).
+    assert peak(sizes) <= workspace + N * (4 * D + 40 * (K + 1)) * 4
 
 
 def wide_sources() -> dict[str, Any]:
@@ -216,6 +216,27 @@ def test_one_workspace_of_the_default_size_is_kept() -> None:
     wide = torch.randn(row_blocks.DEFAULT_WORKSPACE // 4096 + 1, 4)
     multi_level_ranking_loss(wide[:1024], wide, temperature=0.1)
     assert not cpu._kept
+
+
+def test_two_sweeps_have_one_workspace() -> None:
+    """From the forward to the backward, and for the next step, whether or not a backward came."""
+    q, c = torch.randn(2, N, D, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+    def loss() -> Any:
+        return grainrank.clip_loss(q, c, temperature=0.1)
+
+    loss().backward()
+    (kept,) = cpu._kept
+    size = -(-N // 8) * 8
+    assert kept.nbytes == N * size * 4
+    for ends in ("backward", "never", "backward"):
+        value = loss()
+        assert not cpu._kept
+        if ends == "backward":
+            value.backward()
+        else:
+            del value
+        assert [t.data_ptr() for t in cpu._kept] == [kept.data_ptr()]
 
 
 def test_an_interrupted_sweep_gives_the_workspace_back() -> None:

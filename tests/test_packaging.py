@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import re
 import subprocess
@@ -128,6 +129,13 @@ def test_wheels_are_tried_with_a_script_that_exists() -> None:
     command = SETTINGS["tool"]["cibuildwheel"]["test-command"]
     (script,) = re.findall(r"\{project\}/(\S+)", command)
     assert (ROOT / script).is_file()
+
+
+def test_every_mutant_can_be_planted() -> None:
+    """A change of a line that a mutant changes takes the mutant along."""
+    pytest.importorskip("tomllib")
+    mutants = importlib.import_module("mutation.mutants")
+    assert len(mutants.read()) == 50
 
 
 def test_import_reaches_for_nothing() -> None:

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from grainrank import Diagonal, GrainKeys, LevelSource, SparseLevels
+from grainrank import Diagonal, GrainKeys, LevelSource
 from grainrank.testing import Shape, make_inputs
 
 pytest.importorskip("grainrank.cpu")
 
-from grainrank.batch import Batch
-from grainrank.cpu import CpuPasses
-from grainrank.row_blocks import Block, Channel, ColumnTables
+from row_block import START, few_levels, given, passes, sparse
+
+from grainrank.row_blocks import Channel, ColumnTables
 from grainrank.table_sets import TableGradientSet, TableSet
 
-N, START, R, M = 160, 3, 150, 1100  # a block of several groups of rows and panels of columns
+N, R, M = 160, 150, 1100  # a block of several groups of rows and panels of columns
 SCALE = 5.0
 #: Of the largest, for logits below 20.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 2e-14}
@@ -36,16 +36,10 @@ def source(request: pytest.FixtureRequest) -> LevelSource:
         candidate_keys[:700, 0] = 999
         query_keys[START + 2 : START + 20, 0] = 999
         return GrainKeys(query_keys, candidate_keys)
-    generator = torch.Generator().manual_seed(0)
-    levels = torch.randint(-1, 4, (N, M), generator=generator)
-    levels[torch.rand(N, M, generator=generator) < 0.9] = 0
-    levels[START, 0] = 1
+    levels = few_levels(N, M)
     levels[START : START + R, 5] = -1  # a column without a pair
     levels[START : START + R, 7] = 2  # and one without a pair of level 0
-    given = (levels != 0) | (torch.rand(N, M, generator=generator) < 0.02)  # of level 0, too
-    indptr = torch.cat([torch.zeros(1, dtype=torch.int64), given.sum(dim=1).cumsum(dim=0)])
-    row, column = given.nonzero().unbind(dim=1)
-    return SparseLevels(indptr, column, levels[row, column], M, max_level=3)
+    return sparse(levels)
 
 
 def similarities(spread: str, dtype: torch.dtype) -> Tensor:
@@ -64,22 +58,12 @@ def similarities(spread: str, dtype: torch.dtype) -> Tensor:
     return memory[:R, :M]
 
 
-def passes(s: Tensor, levels: LevelSource, name: str) -> CpuPasses:
-    q, c = s.new_zeros(N, 1), s.new_zeros(M, 1)
-    return CpuPasses(Batch(q, c, torch.tensor(SCALE, dtype=s.dtype), levels), name)
-
-
-def block(s: Tensor) -> Block:
-    q, c = s.new_zeros(R, 1), s.new_zeros(M, 1)
-    return Block(s, s, q, c, START, 0, None, None, None)
-
-
 def run(s: Tensor, levels: LevelSource, name: str, columns: int = M) -> tuple[TableSet, TableSet]:
     size = levels.max_level + 1
     rows, of_columns = (
         TableSet.empty(n, size, dtype=s.dtype, device=s.device, full=False) for n in (R, columns)
     )
-    passes(s, levels, name).tables(block(s), 0, rows, of_columns)
+    passes(s, levels, name, N).tables(given(s), 0, rows, of_columns)
     return rows, of_columns
 
 
@@ -129,9 +113,9 @@ def test_a_number_that_is_none_stays_in_its_row_and_column(
     s = similarities("close", torch.float32)
     row, column = 70, 600
     level = int(source.block(START + row, START + row + 1, M)[0, column])
-    given = s.clone()
-    given[row, column] = value
-    whole, got = run(s, source, instruction_set), run(given, source, instruction_set)
+    bad = s.clone()
+    bad[row, column] = value
+    whole, got = run(s, source, instruction_set), run(bad, source, instruction_set)
     for at, a, b in zip((row, column), whole, got, strict=True):
         assert not bool(b.total[at, level].isfinite())
         if value != -torch.inf:
@@ -163,6 +147,6 @@ def test_gradients(
     got = s.clone()
     both = ColumnTables(columns, of_columns, M)
     channel = Channel(rows, of_rows, both)
-    passes(got, source, instruction_set).gradients_(block(got), [channel], None, None)
+    passes(got, source, instruction_set, N).gradients_(given(got), [channel], None, None)
     tolerance = TOLERANCE[dtype] * (1 if spread == "close" else 10)
     torch.testing.assert_close(got.double(), wanted, rtol=tolerance * 10, atol=tolerance)

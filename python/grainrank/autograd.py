@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from . import ops
 from .batch import Batch
 from .distributed import functions as distributed
-from .returned import constants_of, returned, scaled, waiting
+from .returned import constants_of, last_backward, returned, scaled, waiting
 from .table_sets import COLUMN_TABLES, Needs, TableGradientSet, TableSet
 
 _Tensors = tuple[Tensor, ...]
@@ -66,6 +66,7 @@ class _LevelTables(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *d_tables: Tensor | None) -> tuple[Any, ...]:
         *saved, kept = ctx.saved_tensors
+        kept = kept if last_backward(d_tables) else kept.clone()  # it is overwritten
         split = len(saved) - len(d_tables)
         tensors, tables = saved[:split], saved[split:]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,11 @@ _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 def instruction_sets() -> list[str]:
     """The instruction sets that this build holds and this machine runs, the best first."""
     return list(_native.instruction_sets())
+
+
+def _keep(memory: Tensor) -> None:
+    if memory.nbytes <= DEFAULT_WORKSPACE and not _kept:
+        _kept.append(memory)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -113,9 +119,8 @@ class CpuPasses:
             _native.advise_huge_pages(tensor.data_ptr(), size)
         return tensor
 
-    @contextlib.contextmanager
-    def workspace(self, *shape: int) -> Iterator[Tensor]:
-        size = math.prod(shape)
+    def _free_memory(self, size: int) -> Tensor:
+        """At least so many numbers."""
         try:
             memory = _kept.pop()
         except IndexError:
@@ -123,11 +128,24 @@ class CpuPasses:
         if memory is None or memory.dtype != self._dtype or memory.numel() < size:
             with torch.inference_mode(False):  # a step outside inference mode may be next
                 memory = self.empty(size)
+        return memory
+
+    @contextlib.contextmanager
+    def workspace(self, *shape: int) -> Iterator[Tensor]:
+        size = math.prod(shape)
+        memory = self._free_memory(size)
         try:
             yield memory[:size].view(shape)
         finally:
-            if memory.nbytes <= DEFAULT_WORKSPACE and not _kept:
-                _kept.append(memory)
+            _keep(memory)
+
+    def lent(self, *shape: int) -> Tensor:
+        size = math.prod(shape)
+        memory = self._free_memory(size)
+        array = memory[:size].numpy()
+        # The tensor holds the array, and nothing else does.
+        weakref.finalize(array, _keep, memory).atexit = False
+        return torch.from_numpy(array).view(shape)
 
     def norms(
         self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None

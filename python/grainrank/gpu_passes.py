@@ -36,5 +36,8 @@ class GpuPasses:
     def workspace(self, *shape: int) -> Iterator[Tensor]:
         yield self.empty(*shape)
 
+    def lent(self, *shape: int) -> Tensor:
+        return self.empty(*shape)
+
     def _factors_of(self, channel: int) -> Tensor | None:
         return None if self._factors is None else self._factors[channel]

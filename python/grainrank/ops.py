@@ -17,7 +17,7 @@ from torch import Tensor
 from . import backends
 from .batch import Batch, Product
 from .levels import from_parts
-from .row_blocks import kept_rows
+from .row_blocks import kept_shape
 from .table_sets import COLUMN_TABLES, Gradients, Needs, TableGradientSet, TableSet
 
 _library = torch.library.Library("grainrank", "FRAGMENT")
@@ -43,7 +43,7 @@ _library.define(
 )
 _library.define(
     f"level_tables_bwd({_BATCH}, Tensor[] rows, Tensor?[] d_rows, Tensor[] columns, "
-    f"Tensor?[] d_columns, str softplus, Tensor kept, bool[] needs) -> ({_GRADIENTS})"
+    f"Tensor?[] d_columns, str softplus, Tensor(a!) kept, bool[] needs) -> ({_GRADIENTS})"
 )
 _library.define(
     f"multi_level_nce({_BATCH}, Tensor level_weights, str positives, str negatives, bool[] needs) "
@@ -187,7 +187,7 @@ def _fake_level_tables(*args: Any) -> _Tensors:
     full, columns, softplus, keep = args[_INPUTS:]
     kept: tuple[int, ...] = (0,)
     if keep and backends.stores_similarities(batch, backend):
-        kept = len(batch.prefixes), kept_rows(batch), batch.num_columns
+        kept = kept_shape(batch)
     return (
         *_fake_tables(batch, batch.queries.shape[0], TableSet._fields, _wanted(full, softplus)),
         *_fake_tables(

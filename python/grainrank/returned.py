@@ -33,6 +33,21 @@ def waiting(gradients: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -
     ]
 
 
+def _is_batch(d: Tensor) -> bool:
+    of_grad = torch._C._functorch.is_legacy_batchedtensor(d)  # is_grads_batched=True
+    return of_grad or torch._C._functorch.is_functorch_wrapped_tensor(d)
+
+
+def last_backward(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether what was saved for this backward, to which these gradients came, serves no other one
+    and may be overwritten.
+    """
+    # A compiled graph plans its memory itself; with a batch of gradients each reads what was saved.
+    if torch.compiler.is_compiling() or any(d is not None and _is_batch(d) for d in gradients):
+        return False
+    return not torch._C._autograd._get_current_graph_task_keep_graph()
+
+
 def scaled(
     gradients: Sequence[Any],
     d_loss: Tensor,
@@ -40,8 +55,9 @@ def scaled(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients that were ready with the loss, times the one that came."""
+    times = Tensor.mul_ if last_backward([d_loss]) else Tensor.mul
     return [
-        (d * d_loss).to(dtype) if need else None
+        times(d, d_loss).to(dtype) if need else None
         for d, dtype, need in zip(gradients, dtypes, needs, strict=False)
     ]
 

@@ -22,6 +22,7 @@ from .table_sets import TableGradientSet, TableSet
 
 DEFAULT_WORKSPACE = 64 * 2**20  # bytes; what is kept of the similarities, or for the next step
 SMALLEST_DEFAULT_BLOCK = 1024  # rows; each product packs all candidates anew
+_KEPT_MULTIPLE = 8  # columns: a multiple of every backend's `row_multiple`
 _PAIRS = 4096  # at a time: each is read with all its features
 _LARGEST_UNIT = 2.0**14  # what the largest gradient in float16 is brought to, of 65504
 
@@ -105,6 +106,9 @@ class Passes(RowPasses, Protocol):
     def workspace(self, *shape: int) -> AbstractContextManager[Tensor]:
         """Memory of the accumulation dtype for the row blocks of one sweep."""
 
+    def lent(self, *shape: int) -> Tensor:
+        """Such memory for two sweeps, for as long as the tensor lives."""
+
     def tables(self, block: Block, channel: int, rows: TableSet, columns: TableSet | None) -> None:
         """Fills the tables `[R, L + 1]` of the block's rows, and those `[M, L + 1]` of its columns
         over these rows.
@@ -164,12 +168,17 @@ def block_rows(
     return -(-num_queries // blocks)
 
 
-def kept_rows(batch: Batch) -> int:
-    """Rows whose similarities, in every prefix, fit into a workspace."""
-    row = len(batch.prefixes) * batch.num_columns * batch.dtype.itemsize
-    size = int(batch.workspace_mb * 2**20) or DEFAULT_WORKSPACE
-    fit: int = torch.sym_min(batch.queries.shape[0], size // row if row > 0 else 0)
-    return fit
+def kept_shape(batch: Batch) -> tuple[int, int, int]:
+    """Of the memory that the row blocks of both sweeps of a loss lie in, `[P, rows, >= M + Q]`: as
+    many rows as fit into a workspace.
+    """
+    prefixes = len(batch.prefixes)
+    columns = -(-batch.num_columns // _KEPT_MULTIPLE) * _KEPT_MULTIPLE
+    row = prefixes * columns * batch.dtype.itemsize
+    most = int(batch.workspace_mb * 2**20) // row if row > 0 else 0
+    if batch.workspace_mb == 0 and row > 0:
+        most = torch.sym_max(DEFAULT_WORKSPACE // row, SMALLEST_DEFAULT_BLOCK)
+    return prefixes, torch.sym_min(batch.queries.shape[0], most), columns
 
 
 @dataclass
@@ -187,8 +196,9 @@ class RowBlocks:
 
     `bound`: of the gradients of the tables, where gradients will be written. `columns`: whether
     column tables will be computed. `besides`: bytes of every pair of a block that the caller needs.
-    `known` `[P, rows, M + Q]`: the similarities of the first rows, which need no product.
-    `kept`, of the same shape, out: these similarities.
+    `last_first`: from the last block to the first. `kept` (`kept_shape`): memory for the blocks of
+    two sweeps. A first one without gradients, `last_first`, leaves the similarities of the first
+    blocks there; one with gradients writes these over them.
     """
 
     def __init__(
@@ -198,11 +208,11 @@ class RowBlocks:
         bound: Tensor | None = None,
         columns: bool = False,
         besides: int = 0,
-        known: Tensor | None = None,
+        last_first: bool = False,
         kept: Tensor | None = None,
     ) -> None:
         self.batch, self.passes, self._besides = batch, passes, besides
-        self._known, self._kept = known, kept
+        self._last_first, self._kept = last_first, kept
         self._columns, self._with_gradients, self._bound = columns, bound is not None, bound
         self._queries = self._operand(batch.queries) if passes.factored else None
 
@@ -247,61 +257,62 @@ class RowBlocks:
         unit = _LARGEST_UNIT * torch.exp2(-torch.ceil(torch.log2(largest)))
         return torch.where(largest > 0, unit, 1.0).reshape(1)
 
-    def __iter__(self) -> Iterator[Rows]:
+    @functools.cached_property
+    def _gradients_apart(self) -> bool:
+        """Whether gradients are not written over the similarities."""
+        passes = self.passes
+        return passes.fused or (passes.operand_dtype != self.batch.dtype and not passes.overwrites)
+
+    def _block_rows(self) -> int:
         batch, passes = self.batch, self.passes
-        n, columns, prefixes = batch.queries.shape[0], batch.num_columns, len(batch.prefixes)
-        own = passes.fused or (passes.operand_dtype != batch.dtype and not passes.overwrites)
-        own = own and self._with_gradients
+        both = self._kept is not None  # two sweeps have the same blocks
+        prefixes = len(batch.prefixes)
         pair_bytes = 0.0 if passes.fused else prefixes * batch.dtype.itemsize
-        pair_bytes += prefixes * passes.operand_dtype.itemsize if own else 0
+        if self._gradients_apart and (self._with_gradients or both):
+            pair_bytes += prefixes * passes.operand_dtype.itemsize
         pair_bytes += 4 * batch.levels.num_references + self._besides
-        pair_bytes += passes.column_table_bytes if self._columns else 0
-        rows = block_rows(n, columns * pair_bytes, batch.workspace_mb, passes.block_bytes)
+        pair_bytes += passes.column_table_bytes if self._columns or both else 0
+        n, row_bytes = batch.queries.shape[0], batch.num_columns * pair_bytes
+        rows = block_rows(n, row_bytes, batch.workspace_mb, passes.block_bytes)
+        if self._kept is None or rows <= self._kept.shape[1]:
+            return rows
+        return -(-n // -(-n // self._kept.shape[1]))
+
+    def __iter__(self) -> Iterator[Rows]:
+        batch, passes, kept = self.batch, self.passes, self._kept
+        n, columns, prefixes = batch.queries.shape[0], batch.num_columns, len(batch.prefixes)
+        rows = self._block_rows()
         apart = -(-columns // passes.row_multiple) * passes.row_multiple
         shape = prefixes, rows, apart
-        workspace: AbstractContextManager[Tensor | None] = nullcontext()
-        if not passes.fused:
+        workspace: AbstractContextManager[Tensor | None] = nullcontext(kept)
+        if kept is None and not passes.fused:
             workspace = passes.workspace(*shape)
+        places = 1 if kept is None else kept.shape[1] // rows  # for blocks in the memory
+        blocks = range(-(-n // rows))
         with workspace as memory:
-            similarities = None if memory is None else memory[..., :columns]
             gradient = None
-            if own:
-                separate = batch.queries.new_empty(shape, dtype=passes.operand_dtype)
-                gradient = separate[..., :columns]
-            elif memory is not None and self._with_gradients:
-                gradient = memory.view(passes.operand_dtype)[..., :columns]
-            for start in range(0, n, rows):
-                yield self._block(start, min(start + rows, n), similarities, gradient)
+            if self._with_gradients and self._gradients_apart:
+                gradient = batch.queries.new_empty(shape, dtype=passes.operand_dtype)
+            for i in reversed(blocks) if self._last_first else blocks:
+                start, stop = i * rows, min((i + 1) * rows, n)
+                first = i % places * rows
+                here = slice(first, first + stop - start)
+                known = kept is not None and self._with_gradients and i < places
+                yield self._block(
+                    start,
+                    stop,
+                    None if memory is None else memory[:, here, :columns],
+                    None if gradient is None else gradient[:, : stop - start, :columns],
+                    known,
+                )
 
-    def _similarities(self, queries: Tensor, memory: Tensor, start: int) -> Tensor:
-        """The similarities `[P, R, M + Q]` of a block, in `memory` or where they are kept."""
-        if self._kept is None:
-            self._fill(queries, memory, start)
-            return memory
-        kept = self._kept[:, start : start + memory.shape[1]]
-        if kept.shape == memory.shape and kept.stride(1) % self.passes.row_multiple == 0:
-            self._fill(queries, kept, start)
-            return kept
-        self._fill(queries, memory, start)
-        kept.copy_(memory[:, : kept.shape[1]])
-        return memory
-
-    def _fill(self, queries: Tensor, similarities: Tensor, start: int) -> None:
-        """Fills the similarities `[P, R, M + Q]` of a block."""
-        rows, known = similarities.shape[1], 0
-        if self._known is not None:
-            known = min(max(self._known.shape[1] - start, 0), rows)
-            similarities[:, :known] = self._known[:, start : start + known]
-        if known < rows:
-            self._products(queries[known:], similarities[:, known:], start == 0)
-
-    def _products(self, queries: Tensor, similarities: Tensor, first: bool) -> None:
-        """Fills the similarities `[P, R, M + Q]` of a block; of the first one those with the own
-        candidates before the others' arrive.
+    def _products(self, queries: Tensor, similarities: Tensor) -> None:
+        """Fills the similarities `[P, R, M + Q]` of a block, those with the own candidates before
+        the others arrive.
         """
-        arrival = self.batch.arrival
-        ready = arrival.ready if first and arrival is not None else slice(0, 0)
-        if arrival is not None and ready.stop > ready.start:
+        arrival, ready = self.batch.arrival, slice(0, 0)
+        if arrival is not None and arrival.on_the_way and arrival.ready.stop > arrival.ready.start:
+            ready = arrival.ready
             own = self._operand(arrival.own).values
             self._multiply(queries, own, similarities[..., ready])
         for columns in (slice(0, ready.start), slice(ready.stop, None)):
@@ -318,17 +329,27 @@ class RowBlocks:
             first = last
 
     def _block(
-        self, start: int, stop: int, similarities: Tensor | None, gradient: Tensor | None
+        self,
+        start: int,
+        stop: int,
+        similarities: Tensor | None,
+        gradient: Tensor | None,
+        known: bool,
     ) -> Rows:
+        """`similarities` `[P, R, M + Q]` are computed, unless they are known; without `gradient` it
+        is written over them.
+        """
         batch = self.batch
         if self._queries is None:
             queries = self._operand(batch.queries[start:stop])
         else:
             queries = self._queries.rows(start, stop)
         if similarities is not None:
-            similarities = self._similarities(
-                queries.values, similarities[:, : stop - start], start
-            )
+            if not known:
+                self._products(queries.values, similarities)
+            if self._with_gradients and gradient is None:
+                over = similarities.view(self.passes.operand_dtype)
+                gradient = over[..., : batch.num_columns]
         candidates = self.candidates
         blocks: list[Block] = []
         for p, last in enumerate(batch.prefixes):
@@ -337,7 +358,7 @@ class RowBlocks:
             blocks.append(
                 Block(
                     s,
-                    None if gradient is None else gradient[p, : stop - start],
+                    None if gradient is None else gradient[p],
                     queries.values[:, :last],
                     candidates.values[:, :last],
                     start,

@@ -19,7 +19,7 @@ from . import column_tables
 from .batch import Batch
 from .block_gradients import GradientSums
 from .heads import multi_level_nce_gradient
-from .row_blocks import Channel, ColumnTables, Passes, RowBlocks, Rows, kept_rows
+from .row_blocks import Channel, ColumnTables, Passes, RowBlocks, Rows, kept_shape
 from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, TableSet
 from .thresholds import thresholds, through_thresholds
 
@@ -37,15 +37,15 @@ def sweep_tables(
     """The tables of every row `[V, N, L + 1]` and column `[V, M, L + 1]`: one product.
 
     `softplus` names the negatives of the softplus sums; "": these are not wanted. With `keep` comes
-    what fits into a workspace of the similarities, for the gradients: `[P, rows, M + Q]`.
+    the memory of the row blocks, with the similarities of the first ones, for the gradients.
     """
     kept = None
-    if keep and not passes.fused:
-        kept = passes.empty(len(batch.prefixes), kept_rows(batch), batch.num_columns)
+    if keep and not passes.fused and 0 not in kept_shape(batch):
+        kept = passes.lent(*kept_shape(batch))
     n, m = batch.queries.shape[0], batch.candidates.shape[0]
     rows = _empty_tables(batch, n, full, bool(softplus))
     merged: list[TableSet | None] = [None] * batch.views
-    for item in RowBlocks(batch, passes, columns=columns, kept=kept):
+    for item in RowBlocks(batch, passes, columns=columns, last_first=True, kept=kept):
         for block in item.blocks:
             for f in range(batch.channels):
                 view = block.prefix * batch.channels + f
@@ -91,7 +91,9 @@ def sweep_gradients(
     needs: Needs,
     kept: Tensor | None,
 ) -> Gradients:
-    """The gradients for given gradients of the tables: three products, or two for what was kept."""
+    """The gradients for given gradients of the tables: three products, or two for what was kept,
+    whose memory is overwritten.
+    """
     against = None
     if softplus and d_rows.softplus is not None:
         against = thresholds(rows.lse, softplus)
@@ -99,7 +101,7 @@ def sweep_gradients(
     given = (*d_rows, *(d_columns or ()))
     # A bound of the gradient of a logit: each of a table's entries is shared out among pairs.
     bound = sum((d.abs().amax() for d in given if d is not None), torch.zeros_like(batch.scale))
-    blocks = RowBlocks(batch, passes, bound, known=kept)
+    blocks = RowBlocks(batch, passes, bound, kept=kept)
     gradients = GradientSums(blocks, needs)
     of_columns: list[ColumnTables | None] = [None] * batch.views
     if columns is not None and d_columns is not None:

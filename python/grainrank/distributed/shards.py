@@ -105,6 +105,10 @@ class Arrival:
         self.ready, self.own = ready, own  # where the own ones will be, and these
         self._finish: Callable[[], None] | None = finish
 
+    @property
+    def on_the_way(self) -> bool:
+        return self._finish is not None
+
     def wait(self) -> None:
         """Until all of them are there."""
         if self._finish is not None:

@@ -77,8 +77,8 @@ class SharedOptions(TypedDict, total=False):
         whose products are ours (bfloat16 with AMX or AVX512-BF16, float32 on AMD Zen 5), or 1024
         rows where these need more. On the CPU a workspace of up to 64 MiB is kept for the next
         step. Losses that need the similarities twice (`direction="symmetric"`,
-        `reduction="none"`, heads of your own) keep as much of them, up to 64 MiB or `workspace_mb`,
-        from the forward to the backward, and multiply only the rest again.
+        `reduction="none"`, heads of your own) hold that memory, 64 MiB of it unless given, from the
+        forward to the backward: what it holds of the similarities is not multiplied again.
     skip_below: leave out of the products dQ and dC, on the CPU, tiles of 256 x 256 pairs in which
         the gradient of every logit is below this share of the largest that a logit can have. Each
         pair left out changes the gradient of its two rows by less than `skip_below * largest *
