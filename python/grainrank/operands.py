@@ -64,9 +64,17 @@ class Operand:
 
     @staticmethod
     def prepare(
-        x: Tensor, given: Tensor, prefixes: tuple[int, ...], normalize: bool, passes: RowPasses
+        x: Tensor,
+        given: Tensor,
+        prefixes: tuple[int, ...],
+        normalize: bool,
+        passes: RowPasses,
+        unit: Tensor | None = None,
     ) -> Operand:
-        """From rows `given`, which are `x` in the dtype of the products; a copy is overwritten."""
+        """From rows `given`, which are `x` in the dtype of the products; a copy is overwritten.
+
+        `unit`: memory for as many rows of length 1, or more.
+        """
         values = given[:, : prefixes[-1]]
         if values.stride(1) != 1:
             values = values.contiguous()
@@ -78,7 +86,11 @@ class Operand:
             of_one = norms[0] if len(prefixes) == 1 else None
             return Operand(values, of_one, norms.clamp(min=NORM_EPS).reciprocal_())
         own = values.data_ptr() != x.data_ptr() and values.is_contiguous()
-        unit = values if own else passes.empty(*values.shape)
+        if own:
+            unit = values
+        elif unit is None:
+            unit = passes.empty(*values.shape)
+        unit = unit[: len(values)]
         passes.norms(values, prefixes, norms, unit)
         return Operand(unit, norms[0])
 

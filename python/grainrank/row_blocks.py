@@ -216,10 +216,19 @@ class RowBlocks:
         self._columns, self._with_gradients, self._bound = columns, bound is not None, bound
         self._queries = self._operand(batch.queries) if passes.factored else None
 
-    def _operand(self, rows: Tensor) -> Operand:
+    def _operand(self, rows: Tensor, unit: Tensor | None = None) -> Operand:
         batch, passes = self.batch, self.passes
         given = rows.to(passes.operand_dtype)
-        return Operand.prepare(rows, given, batch.prefixes, batch.normalize, passes)
+        return Operand.prepare(rows, given, batch.prefixes, batch.normalize, passes, unit)
+
+    @functools.cached_property
+    def _unit_queries(self) -> Tensor | None:
+        """Memory for the queries of a block, where these are brought to length 1 in a copy."""
+        batch, passes = self.batch, self.passes
+        copied = batch.normalize and batch.queries.dtype == passes.operand_dtype
+        if not copied or len(batch.prefixes) > 1:
+            return None
+        return passes.empty(self._block_rows, batch.prefixes[-1])
 
     @functools.cached_property
     def candidates(self) -> Operand:
@@ -263,7 +272,9 @@ class RowBlocks:
         passes = self.passes
         return passes.fused or (passes.operand_dtype != self.batch.dtype and not passes.overwrites)
 
+    @functools.cached_property
     def _block_rows(self) -> int:
+        """R."""
         batch, passes = self.batch, self.passes
         both = self._kept is not None  # two sweeps have the same blocks
         prefixes = len(batch.prefixes)
@@ -281,7 +292,7 @@ class RowBlocks:
     def __iter__(self) -> Iterator[Rows]:
         batch, passes, kept = self.batch, self.passes, self._kept
         n, columns, prefixes = batch.queries.shape[0], batch.num_columns, len(batch.prefixes)
-        rows = self._block_rows()
+        rows = self._block_rows
         apart = -(-columns // passes.row_multiple) * passes.row_multiple
         shape = prefixes, rows, apart
         workspace: AbstractContextManager[Tensor | None] = nullcontext(kept)
@@ -341,7 +352,7 @@ class RowBlocks:
         """
         batch = self.batch
         if self._queries is None:
-            queries = self._operand(batch.queries[start:stop])
+            queries = self._operand(batch.queries[start:stop], self._unit_queries)
         else:
             queries = self._queries.rows(start, stop)
         if similarities is not None:
