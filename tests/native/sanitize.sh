@@ -12,7 +12,7 @@ build=$PWD/build/sanitize
 # What calls the C++ most directly, with the sizes and inputs at which an index could leave its memory.
 tests=(
     tests/test_exponential.py tests/test_passes.py tests/test_products.py tests/test_extremes.py
-    tests/test_errors.py tests/test_levels.py tests/test_streamed_ranks.py tests/fuzz
+    tests/test_listed_rows.py tests/test_two_way_tables.py tests/test_errors.py tests/test_levels.py tests/test_streamed_ranks.py tests/fuzz
 )
 if [ $# -gt 0 ]; then tests=("$@"); fi
 
