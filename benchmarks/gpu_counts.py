@@ -37,7 +37,7 @@ from grainrank.machine import machine_header
 RESULT = Path(__file__).parent / "results" / "gpu-counts.json"
 SIZES = [(n, d) for n in (8192, 32768, 65536) for d in (768, 4096)]
 H100 = {"flops": 989e12, "bytes": 3.35e12}  # SXM, bfloat16 without sparsity; HBM3; per second
-_TWICE = ("finish_rows",)  # read what they write over
+_TWICE = ("finish_rows", "mul_")  # read what they write over
 
 
 @dataclass
@@ -79,7 +79,8 @@ class _Operators(TorchDispatchMode):
         allocates = name.startswith(("empty", "new_empty"))
         if func.namespace == "aten" and not func.is_view and not allocates:
             given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-            written = 0 if any(result is x for x in given) else _size(result)
+            over = any(result is x for x in given) and name not in _TWICE
+            written = 0 if over else _size(result)
             flops = 0.0
             if name in ("mm", "addmm"):
                 a, b = [x for x in args if isinstance(x, Tensor)][-2:]

