@@ -213,8 +213,9 @@ def test_killed_anywhere_the_same_command_ends_with_equal_results(
     killed = subprocess.run([*command, "--out", str(out), *ARGUMENTS], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (out / "results.json").exists()
-    if point != "step":
-        assert list(out.glob("**/*.part"))  # runs are side by side: two may be writing
+    # Runs are side by side: two may be writing their checkpoints.
+    unfinished = {"step": (0,), "fsync": (1, 2), "replace": (1,)}[point]
+    assert len(list(out.glob("**/*.part"))) in unfinished
     capsys.readouterr()
     assert demo()[0] == 0
     printed = capsys.readouterr().err

@@ -13,13 +13,12 @@ from grainrank.testing import Shape, make_inputs
 
 pytest.importorskip("grainrank.cpu")
 
-from row_block import START, few_levels, given, passes, sparse
+from row_block import SCALE, START, few_levels, given, passes, sparse
 
 from grainrank.row_blocks import Channel, ColumnTables
 from grainrank.table_sets import TableGradientSet, TableSet
 
 N, R, M = 160, 150, 1100  # a block of several groups of rows and panels of columns
-SCALE = 5.0
 #: Of the largest, for logits below 20.
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 2e-14}
 SPREADS = pytest.mark.parametrize("spread", ["close", "near", "columns", "rows"])
