@@ -466,6 +466,8 @@ PYBIND11_MODULE(_native, m) {
     define_passes<double>(m, "f64");
     define_product<uint16_t>(m, "bf16", &InstructionSet::bf16_product);
     define_product<float>(m, "f32", &InstructionSet::float32_product);
+    m.def("bf16_product_is_faster",
+          [](const std::string& set) { return find(set).bf16_is_faster; });
     m.def("float32_product_is_faster",
           [](const std::string& set) { return find(set).float32_is_faster; });
     m.attr("MOMENT_ROWS") = kMomentRows;

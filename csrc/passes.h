@@ -186,7 +186,9 @@ struct InstructionSet {
     Passes<double> f64;
     Product<uint16_t> bf16_product = nullptr;
     Product<float> float32_product = nullptr;
-    bool float32_is_faster = false;  // than torch's, as far as is known
+    // Than torch's of float32, as far as is known.
+    bool bf16_is_faster = false;
+    bool float32_is_faster = false;
 };
 
 constexpr int kMostSets = 5;

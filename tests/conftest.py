@@ -91,9 +91,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The cpu backend runs on this instruction set while the test lasts; all that there are."""
+    """The cpu backend runs on this instruction set while the test lasts; all that there are, and
+    their products of bfloat16 whether they are fast or not.
+    """
     name: str = request.param
     monkeypatch.setattr("grainrank.cpu.instruction_sets", lambda: [name])
+    has_product = importlib.import_module("grainrank.cpu")._native.has_product_bf16
+    monkeypatch.setattr("grainrank.cpu._native.bf16_product_is_faster", has_product)
     return name
 
 

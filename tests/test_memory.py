@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from profiling import profiled
 from torch.profiler import ProfilerActivity, profile
 
 import grainrank
@@ -190,6 +191,62 @@ def test_the_default_block(own: str | None, mib: int, monkeypatch: pytest.Monkey
 def test_rows_of_the_default_block(n: int, columns: int, rows: int) -> None:
     """1024 at least; spread evenly over the blocks."""
     assert row_blocks.block_rows(n, 4 * columns, 0, 32 * 2**20) == rows
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows"),
+    [(4096, 4096), (8192, 2048), (16384, 2048), (32768, 2048), (50000, 1342), (131072, 1024)],
+)
+def test_rows_of_the_default_block_of_torchs_products(columns: int, rows: int) -> None:
+    """2048 while they take 256 MiB at most, and of what two sweeps keep as well."""
+    wanted = row_blocks.LARGE_DEFAULT_BLOCK
+    assert row_blocks._default_rows(4 * columns, 64 * 2**20, wanted) == rows
+    x = torch.empty(columns, 1)
+    kept = row_blocks.kept_shape(Batch(x, x, torch.tensor(1.0), Diagonal()))
+    assert kept == (1, rows, columns)
+
+
+@pytest.mark.parametrize("columns", [0, 1, 70, 71, 700])
+def test_torchs_products_of_many_columns_are_several(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_COLUMNS", 70)
+    passes: Any = cpu.CpuPasses.__new__(cpu.CpuPasses)
+    passes._product = None
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(9, 20, generator=generator)
+    b = torch.randn(columns, 20, generator=generator).t()
+    out = torch.full((9, columns + 2), torch.nan)
+    found = profiled(lambda: passes.product_(out[:, :columns], a, b))
+    torch.testing.assert_close(out[:, :columns], a @ b)
+    assert bool(out[:, columns:].isnan().all()), "nothing is written beside it"
+    assert found.multiplications == 9 * 20 * columns
+    passes.product_(out[:, :columns], a, b, add=out[:, :columns])
+    torch.testing.assert_close(out[:, :columns], 2 * (a @ b))
+
+
+def test_queries_of_length_one_have_the_memory_of_their_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And are computed twice, piece by piece: the same bits as from memory of their own."""
+    monkeypatch.setattr(cpu.CpuPasses, "_own_product", lambda _: None)
+    generator = torch.Generator().manual_seed(1)
+    q, c = torch.randn(2, 700, 40, generator=generator)
+    q[3] = 0.0  # has no direction
+    q.requires_grad_()
+    c.requires_grad_()
+
+    def step() -> tuple[torch.Tensor, ...]:
+        loss = multi_level_ranking_loss(q, c, temperature=0.1)
+        return torch.autograd.grad(loss, (q, c))
+
+    found = step()
+    sizes = allocations(step)
+    monkeypatch.setattr(row_blocks.RowBlocks, "lend", lambda *_: None)
+    expected = step()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert sizes.count(q.nbytes) == 3, "the candidates of length 1, and both gradients"
+    assert allocations(step).count(q.nbytes) == 4
 
 
 def test_one_workspace_of_the_default_size_is_kept() -> None:

@@ -17,6 +17,8 @@ from grainrank import (
     multi_level_nce,
     multi_level_ranking_loss,
 )
+from grainrank.heads import multi_level_nce_gradient
+from grainrank.reference import EMPTY
 from grainrank.testing import Inputs, Shape, make_dense_levels, make_inputs
 
 SHAPE = Shape(21, 34, 6)
@@ -142,6 +144,24 @@ def test_a_head_of_ones_own_is_the_loss(backend: Any) -> None:
         grads.append((losses.detach(), q.grad))
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("negatives", ["lower", "unrelated"])
+@pytest.mark.parametrize("positives", ["exact", "at_least"])
+def test_the_gradient_in_closed_form_is_that_of_the_head(positives: Any, negatives: Any) -> None:
+    """Of levels that are empty, close together and thousands apart."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 300, 4)
+    count = torch.randint(0, 3, shape, generator=generator)
+    spread = 10.0 ** torch.randint(0, 5, (*shape[:2], 1), generator=generator)
+    lse = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
+    lse = lse.masked_fill(count == 0, EMPTY).requires_grad_()
+    weights = torch.rand(2, 3, generator=generator, dtype=torch.float64)
+    losses = multi_level_nce(lse, count, weights[:, None], positives, negatives)
+    (expected,) = torch.autograd.grad(losses.sum(), lse)
+    found = multi_level_nce_gradient(lse.detach(), count, weights, positives, negatives)
+    torch.testing.assert_close(found[0], losses.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found[1], expected, rtol=1e-9, atol=1e-14)
 
 
 def test_dtypes_of_the_statistics(backend: Any) -> None:

@@ -31,6 +31,8 @@ class GradientSums:
         self.batch, self.passes, self.needs = batch, passes, needs
         self._blocks = blocks
         self.d_queries = passes.empty(*(batch.queries.shape if needs.queries else (0,)))
+        if needs.queries:
+            blocks.lend(self.d_queries)
         if needs.candidates and batch.d_candidates is not None:
             self.d_candidates = batch.d_candidates
         else:
@@ -181,16 +183,16 @@ class GradientSums:
             if tiles is not None:
                 if d_candidates is not None and item.start == 0:
                     d_candidates.zero_()
-                if d_queries is not None:
-                    tiles.queries_(self.passes, d_queries[:, here], self.candidates.values[:, here])
                 if d_candidates is not None:
                     tiles.candidates_(self.passes, d_candidates, values)
+                if d_queries is not None:  # whose memory the queries may have been in
+                    tiles.queries_(self.passes, d_queries[:, here], self.candidates.values[:, here])
             else:
-                if d_queries is not None:
-                    self.passes.product_(d_queries[:, here], g, self.candidates.values[:, here])
                 if d_candidates is not None:
                     so_far = d_candidates if item.start > 0 else None
                     self.passes.product_(d_candidates, g[:, :m].t(), values, add=so_far)
+                if d_queries is not None:
+                    self.passes.product_(d_queries[:, here], g, self.candidates.values[:, here])
             first = last
         if d_queries is not None:
             dots = queries.finish_(d_queries, batch.prefixes, row_moments, self.passes, self._unit)

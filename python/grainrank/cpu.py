@@ -18,11 +18,18 @@ from .cpu_levels import CpuLevels, narrow
 from .levels import level_range_error
 from .operands import NORM_EPS
 from .products import product_
-from .row_blocks import DEFAULT_WORKSPACE, Block, Channel
+from .row_blocks import (
+    DEFAULT_WORKSPACE,
+    LARGE_DEFAULT_BLOCK,
+    SMALLEST_DEFAULT_BLOCK,
+    Block,
+    Channel,
+)
 from .table_sets import TableSet
 
 _WIDENED = 256  # rows at a time, which stay in the cache
 _LARGE = 4 * 2**20  # bytes from which huge pages pay
+_COLUMNS = 4096  # of a product of torch's: more would need more memory, and many more also time
 _SMALL = 32  # rows, columns or depth: below, the tiles of our float32 product are half empty
 # The last workspace, of the default size at most: a fresh one costs up to a tenth of a step in page
 # faults.
@@ -44,6 +51,12 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _evenly(size: int, most: int) -> Iterator[slice]:
+    """Pieces of nearly the same size, `most` at most."""
+    pieces = max(1, -(-size // most))
+    return (slice(i * size // pieces, (i + 1) * size // pieces) for i in range(pieces))
+
+
 def _pieces(rows: int) -> Iterator[slice]:
     """Rows that are widened at a time."""
     return (slice(start, start + _WIDENED) for start in range(0, rows, _WIDENED))
@@ -54,11 +67,13 @@ class CpuPasses:
 
     moment_rows: int = _native.MOMENT_ROWS
     fused = False
+    recomputes_unit = True
     overwrites = True
     skips_tiles = True
     row_multiple = 1
     column_table_bytes = 0.0
     block_bytes: int
+    wanted_rows: int
     multiplies_bf16 = True
 
     def __init__(self, batch: Batch, instruction_set: str | None = None) -> None:
@@ -69,8 +84,10 @@ class CpuPasses:
         self._product = self._own_product()
         # Every block lays all candidates out anew. Our products do so in less time than torch's,
         # and are nearly as fast on half the rows.
-        self.block_bytes = DEFAULT_WORKSPACE // (1 if self._product is None else 2)
-        #: Rows of bfloat16 stay so where there is a product for them: a unit row would be rounded.
+        self.block_bytes, self.wanted_rows = DEFAULT_WORKSPACE // 2, SMALLEST_DEFAULT_BLOCK
+        if self._product is None:
+            self.block_bytes, self.wanted_rows = DEFAULT_WORKSPACE, LARGE_DEFAULT_BLOCK
+        #: Rows of bfloat16 stay so where they are multiplied so: a unit row would be rounded.
         self.factored = self._product == "bf16"
         if self.factored:
             self.operand_dtype = batch.queries.dtype
@@ -82,7 +99,7 @@ class CpuPasses:
     def _own_product(self) -> str | None:
         """What the C++ calls the dtype of the products that are its own; None: they are torch's."""
         narrow = self.multiplies_bf16 and self._batch.queries.dtype == torch.bfloat16
-        if narrow and _native.has_product_bf16(self._set):
+        if narrow and _native.bf16_product_is_faster(self._set):
             return "bf16"
         if self._dtype == torch.float32 and _native.float32_product_is_faster(self._set):
             return "f32"
@@ -91,7 +108,9 @@ class CpuPasses:
     def product_(self, out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
         small = self._product == "f32" and min(*a.shape, b.shape[1]) < _SMALL
         if self._product is None or small:
-            product_(out, a, b, add)
+            for columns in _evenly(out.shape[1], _COLUMNS):
+                of_columns = None if add is None else add[:, columns]
+                product_(out[:, columns], a, b[:, columns], of_columns)
             return
         if add is not None and add.data_ptr() != out.data_ptr():
             out.copy_(add)

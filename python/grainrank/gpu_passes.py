@@ -10,16 +10,18 @@ from torch import Tensor
 
 from .batch import Batch
 from .products import product_
-from .row_blocks import DEFAULT_WORKSPACE
+from .row_blocks import DEFAULT_WORKSPACE, SMALLEST_DEFAULT_BLOCK
 
 
 class GpuPasses:
     """The passes for one batch: its numbers stay on the device, rows are read as they are given."""
 
     factored = True
+    recomputes_unit = False
     overwrites = False
     skips_tiles = False
     block_bytes = DEFAULT_WORKSPACE
+    wanted_rows = SMALLEST_DEFAULT_BLOCK
     product_ = staticmethod(product_)
 
     def __init__(self, batch: Batch) -> None:

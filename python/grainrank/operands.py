@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 NORM_EPS = 1e-12
+_AGAIN = 128  # rows at a time that are brought to length 1 again, and stay in the cache
 
 
 class RowPasses(Protocol):
@@ -19,6 +20,8 @@ class RowPasses(Protocol):
     #: Whether rows stay as given, and their norms are factors of the similarities; else they are
     #: brought to length 1, unless there are several prefixes.
     factored: bool
+    #: Whether queries may be brought to length 1 again for the way back, instead of being kept.
+    recomputes_unit: bool
 
     def product_(self, out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
         """`out = a @ b + add`, summed in the dtype of `out`; `add` may be `out` itself."""
@@ -61,6 +64,7 @@ class Operand:
     values: Tensor  # [R, D], D of the longest prefix
     norms: Tensor | None = None  # [R], as given; of one prefix
     inverse: Tensor | None = None  # [P, R]
+    given: Tensor | None = None  # [R, D], where the values will not be there for the way back
 
     @staticmethod
     def prepare(
@@ -108,6 +112,8 @@ class Operand:
         prefixes. `unit`: what `d_values` is to be divided by first. Gives the part of each row in
         the gradient of the scale, `[R]`.
         """
+        if self.given is not None and self.norms is not None:
+            return self._finish_given_(d_values, self.given, self.norms, prefixes, passes)
         along = None
         if moments is not None and self.inverse is not None:
             along = moments * self.inverse.square()
@@ -117,6 +123,20 @@ class Operand:
         dots = passes.empty(d_values.shape[0])
         passes.finish_(d_values, self.values, prefixes, self.norms, along, dots, unit)
         return dots if unit is None else dots / unit
+
+    @staticmethod
+    def _finish_given_(
+        d_values: Tensor, given: Tensor, norms: Tensor, prefixes: tuple[int, ...], passes: RowPasses
+    ) -> Tensor:
+        """The same where the values were in the memory of `d_values`."""
+        dots = passes.empty(d_values.shape[0])
+        unit = passes.empty(min(_AGAIN, d_values.shape[0]), prefixes[-1])
+        for start in range(0, d_values.shape[0], _AGAIN):
+            here = slice(start, start + _AGAIN)
+            d, norm = d_values[here], norms[here]
+            passes.norms(given[here], prefixes, torch.empty_like(norm), unit)
+            passes.finish_(d, unit, prefixes, norm, None, dots[here], None)
+        return dots
 
     def rows(self, start: int, stop: int) -> Operand:
         inverse = None if self.inverse is None else self.inverse[:, start:stop].contiguous()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,6 +22,8 @@ from .table_sets import TableGradientSet, TableSet
 
 DEFAULT_WORKSPACE = 64 * 2**20  # bytes; what is kept of the similarities, or for the next step
 SMALLEST_DEFAULT_BLOCK = 1024  # rows; each product packs all candidates anew
+LARGE_DEFAULT_BLOCK = 2048  # rows; with fewer torch's products on a CPU are slower ...
+LARGEST_WORKSPACE = 256 * 2**20  # ... but no more bytes for these
 _KEPT_MULTIPLE = 8  # columns: a multiple of every backend's `row_multiple`
 _PAIRS = 4096  # at a time: each is read with all its features
 _LARGEST_UNIT = 2.0**14  # what the largest gradient in float16 is brought to, of 65504
@@ -102,6 +104,8 @@ class Passes(RowPasses, Protocol):
     column_table_bytes: float
     #: Bytes of a row block's pairs where the user sets no bound.
     block_bytes: int
+    #: Rows of a block that are wanted then, even if they take more.
+    wanted_rows: int
 
     def workspace(self, *shape: int) -> AbstractContextManager[Tensor]:
         """Memory of the accumulation dtype for the row blocks of one sweep."""
@@ -143,12 +147,26 @@ class Passes(RowPasses, Protocol):
         """
 
 
+def _default_rows(row_bytes: float, size: int, wanted: int) -> int:
+    """The most rows of a block where the user sets no bound: `size` bytes of them, but those that
+    are wanted.
+    """
+    wanted = torch.sym_min(wanted, LARGEST_WORKSPACE // row_bytes)
+    rows: int = torch.sym_max(torch.sym_max(size // row_bytes, wanted), SMALLEST_DEFAULT_BLOCK)
+    return rows
+
+
 def block_rows(
-    num_queries: int, row_bytes: float, workspace_mb: float, default: int = DEFAULT_WORKSPACE
+    num_queries: int,
+    row_bytes: float,
+    workspace_mb: float,
+    size: int = DEFAULT_WORKSPACE,
+    wanted: int = SMALLEST_DEFAULT_BLOCK,
 ) -> int:
     """R: the most rows of a block that the workspace holds, spread evenly over the blocks.
 
-    `default`: its bytes where `workspace_mb` is 0.
+    `size`: its bytes where `workspace_mb` is 0. `wanted`: rows that it holds then anyway, up to
+    `LARGEST_WORKSPACE`.
 
     Raises:
         ValueError: the workspace does not hold a single row.
@@ -163,7 +181,7 @@ def block_rows(
                 f"{row_bytes / 2**20:.3g} MiB, got {workspace_mb:.3g}"
             )
     else:
-        most = max(int(default / row_bytes), SMALLEST_DEFAULT_BLOCK)
+        most = int(_default_rows(row_bytes, size, wanted))
     blocks = -(-num_queries // most)
     return -(-num_queries // blocks)
 
@@ -177,7 +195,9 @@ def kept_shape(batch: Batch) -> tuple[int, int, int]:
     row = prefixes * columns * batch.dtype.itemsize
     most = int(batch.workspace_mb * 2**20) // row if row > 0 else 0
     if batch.workspace_mb == 0 and row > 0:
-        most = torch.sym_max(DEFAULT_WORKSPACE // row, SMALLEST_DEFAULT_BLOCK)
+        on_cpu = batch.queries.device.type == "cpu"
+        wanted = LARGE_DEFAULT_BLOCK if on_cpu else SMALLEST_DEFAULT_BLOCK
+        most = _default_rows(row, DEFAULT_WORKSPACE, wanted)
     return prefixes, torch.sym_min(batch.queries.shape[0], most), columns
 
 
@@ -215,20 +235,48 @@ class RowBlocks:
         self._last_first, self._kept = last_first, kept
         self._columns, self._with_gradients, self._bound = columns, bound is not None, bound
         self._queries = self._operand(batch.queries) if passes.factored else None
+        self._lent: Tensor | None = None
 
     def _operand(self, rows: Tensor, unit: Tensor | None = None) -> Operand:
         batch, passes = self.batch, self.passes
         given = rows.to(passes.operand_dtype)
         return Operand.prepare(rows, given, batch.prefixes, batch.normalize, passes, unit)
 
-    @functools.cached_property
-    def _unit_queries(self) -> Tensor | None:
-        """Memory for the queries of a block, where these are brought to length 1 in a copy."""
+    @property
+    def _copied(self) -> bool:
+        """Whether the queries of a block are brought to length 1 in a copy."""
         batch, passes = self.batch, self.passes
         copied = batch.normalize and batch.queries.dtype == passes.operand_dtype
-        if not copied or len(batch.prefixes) > 1:
+        return copied and not passes.factored and len(batch.prefixes) == 1
+
+    @functools.cached_property
+    def _unit_queries(self) -> Tensor | None:
+        """Memory for that copy."""
+        if not self._copied:
             return None
-        return passes.empty(self._block_rows, batch.prefixes[-1])
+        return self.passes.empty(self._block_rows, self.batch.prefixes[-1])
+
+    def lend(self, d_queries: Tensor) -> None:
+        """Such memory `[N, D]` for all blocks: the caller writes the gradient of a block over it,
+        after the last product with its queries.
+        """
+        if (
+            self._copied
+            and self.passes.recomputes_unit
+            and d_queries.shape[1] == self.batch.prefixes[-1]
+        ):
+            self._lent = d_queries
+
+    def _query_block(self, start: int, stop: int) -> Operand:
+        if self._queries is not None:
+            return self._queries.rows(start, stop)
+        given = self.batch.queries[start:stop]
+        if self._lent is None:
+            return self._operand(given, self._unit_queries)
+        lent = self._lent[start:stop]
+        operand = self._operand(given, lent)
+        taken = operand.values.data_ptr() == lent.data_ptr()  # not where rows are copied anyway
+        return replace(operand, given=given) if taken else operand
 
     @functools.cached_property
     def candidates(self) -> Operand:
@@ -284,7 +332,7 @@ class RowBlocks:
         pair_bytes += 4 * batch.levels.num_references + self._besides
         pair_bytes += passes.column_table_bytes if self._columns or both else 0
         n, row_bytes = batch.queries.shape[0], batch.num_columns * pair_bytes
-        rows = block_rows(n, row_bytes, batch.workspace_mb, passes.block_bytes)
+        rows = block_rows(n, row_bytes, batch.workspace_mb, passes.block_bytes, passes.wanted_rows)
         if self._kept is None or rows <= self._kept.shape[1]:
             return rows
         return -(-n // -(-n // self._kept.shape[1]))
@@ -351,10 +399,7 @@ class RowBlocks:
         is written over them.
         """
         batch = self.batch
-        if self._queries is None:
-            queries = self._operand(batch.queries[start:stop], self._unit_queries)
-        else:
-            queries = self._queries.rows(start, stop)
+        queries = self._query_block(start, stop)
         if similarities is not None:
             if not known:
                 self._products(queries.values, similarities)

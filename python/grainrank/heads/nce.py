@@ -13,12 +13,23 @@ from ..reference import EMPTY
 Positives = Literal["exact", "at_least"]
 Negatives = Literal["lower", "unrelated"]
 
+_FAR = -700.0  # exp of it is as good as 0 beside 1; below, it is 25 times slower
+
+
+def _levels_of_terms(
+    levels: int, device: torch.device, positives: str, negatives: str
+) -> tuple[Tensor, Tensor]:
+    """Which levels make up P_k and N_k, bool `[L, L + 1]` each, k = 1..L."""
+    level = torch.arange(levels, device=device)
+    k = level[1:, None]
+    p = level == k if positives == "exact" else level >= k
+    n = level < k if negatives == "lower" else (level == 0).expand_as(p)
+    return p, n
+
 
 class _Terms(NamedTuple):
     """The terms of all levels k = 1..L at once: few operations on small tensors."""
 
-    of_positives: Tensor  # [L, L + 1], bool: the levels that make up P_k
-    of_negatives: Tensor  # [L, L + 1], bool: and N_k
     lse_positives: Tensor  # [..., L]
     lse_negatives: Tensor  # [..., L]
     has_positive: Tensor  # [..., L]
@@ -26,14 +37,9 @@ class _Terms(NamedTuple):
     @staticmethod
     def of(lse: Tensor, count: Tensor, positives: str, negatives: str) -> _Terms:
         """From tables `[..., L + 1]`."""
-        level = torch.arange(lse.shape[-1], device=lse.device)
-        k = level[1:, None]
-        p = level == k if positives == "exact" else level >= k
-        n = level < k if negatives == "lower" else (level == 0).expand_as(p)
+        p, n = _levels_of_terms(lse.shape[-1], lse.device, positives, negatives)
         each = lse[..., None, :]
         return _Terms(
-            p,
-            n,
             torch.logsumexp(torch.where(p, each, EMPTY), dim=-1),
             torch.logsumexp(torch.where(n, each, EMPTY), dim=-1),
             ((count[..., None, :] > 0) & p).any(dim=-1),
@@ -94,15 +100,24 @@ def multi_level_nce_gradient(
     With `s_k = sigmoid(LSE(N_k) - LSE(P_k))`, level l of `N_k` gets `w_k s_k exp(lse_l - LSE(N_k))`
     and level l of `P_k` gets `-w_k s_k exp(lse_l - LSE(P_k))`.
     """
-    dtype, lse, weights = lse.dtype, lse.double(), level_weights.double()[:, None]
-    terms = _Terms.of(lse, count, positives, negatives)
-    slope = torch.sigmoid(terms.lse_negatives - terms.lse_positives)
-    slope = torch.where(terms.has_positive, slope, 0.0) * weights  # [V, R, L]
-    each = lse[..., None, :]
-    share_n = torch.where(terms.of_negatives, (each - terms.lse_negatives[..., None]).exp(), 0.0)
-    share_p = torch.where(terms.of_positives, (each - terms.lse_positives[..., None]).exp(), 0.0)
-    d_lse = (slope[..., None] * (share_n - share_p)).sum(dim=-2)
-    return (terms.losses() * weights).sum(dim=-1).to(dtype), d_lse.to(dtype)
+    # Rows last: reductions go over levels, and numbers of a row lie side by side.
+    dtype, each = lse.dtype, lse.movedim(-1, 0).contiguous().double()  # [L + 1, V, R]
+    p, n = _levels_of_terms(len(each), lse.device, positives, negatives)
+    members = torch.stack((p, n))[..., None, None]  # [2, L, L + 1, 1, 1]
+    each = torch.where(members, each, EMPTY)
+    highest = each.amax(dim=2, keepdim=True)
+    shares = each.sub_(highest).clamp_(min=_FAR).exp_()
+    sums = shares.sum(dim=2, keepdim=True)
+    of_positives, of_negatives = (highest + sums.log())[:, :, 0]  # LSE(P_k), LSE(N_k): [L, V, R]
+    shares /= sums
+    weights = level_weights.t()[..., None].double()
+    there = (count.movedim(-1, 0) > 0) & members[0]
+    weights = torch.where(there.any(dim=1), weights, 0.0)  # [L, V, R]
+    margin = of_positives - of_negatives
+    slope = torch.sigmoid(-margin) * weights
+    d_lse = (slope[:, None] * (shares[1] - shares[0])).sum(dim=0)
+    losses = (logsigmoid(margin) * -weights).sum(dim=0)
+    return losses.to(dtype), d_lse.to(dtype).movedim(0, -1)
 
 
 def level_sums(lse: Tensor, count: Tensor, positives: str, negatives: str) -> tuple[Tensor, Tensor]:

@@ -72,9 +72,7 @@ def level_statistics(
             tables are those of this rank's rows; their gradients are those of the sum of what all
             ranks do with them. Candidates are numbered as in the whole batch.
         transport: `"gather"` (default) or `"ring"`, see `SharedOptions`.
-        workspace_mb: bound of the row block's memory in MiB; None: 64 MiB, or 32 MiB on a CPU
-            whose products are ours, or 1024 rows where these need more. On the CPU a workspace of
-            up to 64 MiB is kept for the next step.
+        workspace_mb: bound of the row block's memory in MiB; None: see `SharedOptions`.
 
     Returns:
         `LevelStatistics` of the rows, float32 (float64 for float64 inputs); in the symmetric
