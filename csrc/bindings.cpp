@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "huge_pages.h"
+#include "nce_head.h"
 #include "parallel.h"
 #include "passes.h"
 
@@ -410,6 +411,17 @@ void define_passes(py::module_& m, const std::string& suffix) {
           py::arg("values"), py::arg("value_stride"), py::arg("rows"), py::arg("prefixes"),
           py::arg("scale"), py::arg("norms"), py::arg("along"), py::arg("dots"),
           py::arg("num_threads"));
+    m.def(("nce_head_" + suffix).c_str(),
+          [](Address lse, Address count, int64_t view_stride, int64_t views, int64_t rows,
+             int levels, Address weights, bool exact, bool lower, Address losses, Address d_lse) {
+              py::gil_scoped_release release;
+              nce_head(NceArgs<T>{at<const T*>(lse), at<const int64_t*>(count), view_stride, views,
+                                  rows, levels, at<const T*>(weights), exact, lower, at<T*>(losses),
+                                  at<T*>(d_lse)});
+          },
+          py::kw_only(), py::arg("lse"), py::arg("count"), py::arg("view_stride"), py::arg("views"),
+          py::arg("rows"), py::arg("levels"), py::arg("weights"), py::arg("exact"),
+          py::arg("lower"), py::arg("losses"), py::arg("d_lse"));
     m.def(("function_" + suffix).c_str(),
           [](const std::string& set, const std::string& name, Address x, Address y, int64_t n) {
               const auto& pass = passes<T>(set);

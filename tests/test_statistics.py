@@ -146,22 +146,50 @@ def test_a_head_of_ones_own_is_the_loss(backend: Any) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+def nce_in_python(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    losses, d_lse = multi_level_nce_gradient(*arguments)
+    return losses.sum(dim=0), d_lse
+
+
+def nce_on_the_cpu(lse: torch.Tensor, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    cpu = pytest.importorskip("grainrank.cpu")
+    passes: Any = cpu.CpuPasses.__new__(cpu.CpuPasses)
+    passes._suffix = "f64" if lse.dtype == torch.float64 else "f32"
+    found: tuple[torch.Tensor, torch.Tensor] = passes.multi_level_nce(lse, *arguments)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("negatives", ["lower", "unrelated"])
 @pytest.mark.parametrize("positives", ["exact", "at_least"])
-def test_the_gradient_in_closed_form_is_that_of_the_head(positives: Any, negatives: Any) -> None:
-    """Of levels that are empty, close together and thousands apart."""
+@pytest.mark.parametrize("closed_form", [nce_in_python, nce_on_the_cpu])
+def test_the_gradient_in_closed_form_is_that_of_the_head(
+    closed_form: Any, positives: Any, negatives: Any, dtype: torch.dtype
+) -> None:
+    """Of levels that are empty, close together and thousands apart, and of a NaN."""
     generator = torch.Generator().manual_seed(0)
     shape = (2, 300, 4)
     count = torch.randint(0, 3, shape, generator=generator)
+    count[0, 7, 2] = 1
     spread = 10.0 ** torch.randint(0, 5, (*shape[:2], 1), generator=generator)
-    lse = spread * torch.randn(shape, generator=generator, dtype=torch.float64)
-    lse = lse.masked_fill(count == 0, EMPTY).requires_grad_()
-    weights = torch.rand(2, 3, generator=generator, dtype=torch.float64)
-    losses = multi_level_nce(lse, count, weights[:, None], positives, negatives)
-    (expected,) = torch.autograd.grad(losses.sum(), lse)
-    found = multi_level_nce_gradient(lse.detach(), count, weights, positives, negatives)
-    torch.testing.assert_close(found[0], losses.detach(), rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(found[1], expected, rtol=1e-9, atol=1e-14)
+    lse = (spread * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+    lse = lse.masked_fill(count == 0, EMPTY)
+    weights = torch.rand(2, 3, generator=generator, dtype=torch.float64).to(dtype)
+    exact = lse.detach().clone().double().requires_grad_()
+    losses = multi_level_nce(exact, count, weights.double()[:, None], positives, negatives)
+    (expected,) = torch.autograd.grad(losses.sum(), exact)
+    # Rows 20 .. of tables that go on in front of them and behind.
+    here = slice(20, 280)
+    found = closed_form(lse[:, here], count[:, here], weights, positives, negatives)
+    tolerance = {"rtol": 1e-9, "atol": 1e-14} if dtype == torch.float64 else {}
+    torch.testing.assert_close(found[0], losses.detach()[:, here].sum(dim=0).to(dtype), **tolerance)
+    torch.testing.assert_close(found[1], expected[:, here].to(dtype), **tolerance)
+
+    lse[0, 7, 2] = torch.nan
+    losses, d_lse = closed_form(lse[:, :20], count[:, :20], weights, positives, negatives)
+    assert losses.isnan().nonzero().tolist() == [[7]]
+    assert bool(d_lse[0, 7].isnan().any())
+    assert not bool(d_lse[:, [i for i in range(20) if i != 7]].isnan().any())
 
 
 def test_dtypes_of_the_statistics(backend: Any) -> None:

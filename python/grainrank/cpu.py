@@ -312,6 +312,27 @@ class CpuPasses:
         )
         self._run(_native.softplus, block, arguments=arguments)
 
+    def multi_level_nce(
+        self, lse: Tensor, count: Tensor, level_weights: Tensor, positives: str, negatives: str
+    ) -> tuple[Tensor, Tensor]:
+        views, rows, levels = lse.shape
+        losses, d_lse = lse.new_empty(rows), lse.new_empty(lse.shape)
+        weights = level_weights.to(lse.dtype).contiguous()
+        getattr(_native, f"nce_head_{self._suffix}")(
+            lse=lse.data_ptr(),
+            count=count.data_ptr(),
+            view_stride=lse.stride(0),
+            views=views,
+            rows=rows,
+            levels=levels,
+            weights=weights.data_ptr(),
+            exact=positives == "exact",
+            lower=negatives == "lower",
+            losses=losses.data_ptr(),
+            d_lse=d_lse.data_ptr(),
+        )
+        return losses, d_lse
+
     def _ceilings_at(self, block: Block) -> Any:
         query_ids, candidate_ids = self._ceilings.curated or (None, None)
         given = self._ceilings.at(block)._asdict()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch
+from .heads import multi_level_nce_gradient
 from .products import product_
 from .row_blocks import DEFAULT_WORKSPACE, SMALLEST_DEFAULT_BLOCK
 
@@ -40,6 +41,12 @@ class GpuPasses:
 
     def lent(self, *shape: int) -> Tensor:
         return self.empty(*shape)
+
+    def multi_level_nce(
+        self, lse: Tensor, count: Tensor, level_weights: Tensor, positives: str, negatives: str
+    ) -> tuple[Tensor, Tensor]:
+        losses, d_lse = multi_level_nce_gradient(lse, count, level_weights, positives, negatives)
+        return losses.sum(dim=0), d_lse
 
     def _factors_of(self, channel: int) -> Tensor | None:
         return None if self._factors is None else self._factors[channel]

@@ -146,6 +146,15 @@ class Passes(RowPasses, Protocol):
         written; without, level 0 is left out.
         """
 
+    def multi_level_nce(
+        self, lse: Tensor, count: Tensor, level_weights: Tensor, positives: str, negatives: str
+    ) -> tuple[Tensor, Tensor]:
+        """The multi-level NCE of rows `[R]`, summed over the views, and its gradient in lse.
+
+        Tables `[V, R, L + 1]`, whose rows lie side by side, and weights `[V, L]`; see
+        `heads.multi_level_nce`.
+        """
+
 
 def _default_rows(row_bytes: float, size: int, wanted: int) -> int:
     """The most rows of a block where the user sets no bound: `size` bytes of them, but those that

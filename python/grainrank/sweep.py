@@ -18,7 +18,6 @@ from torch import Tensor
 from . import column_tables
 from .batch import Batch
 from .block_gradients import GradientSums
-from .heads import multi_level_nce_gradient
 from .row_blocks import Channel, ColumnTables, Passes, RowBlocks, Rows, kept_shape
 from .table_sets import Gradients, Needs, SigmoidResult, TableGradientSet, TableSet
 from .thresholds import thresholds, through_thresholds
@@ -145,10 +144,9 @@ def sweep_multi_level_nce(
             for f, v in enumerate(views):
                 passes.tables(block, f, rows.of(v, item.start, item.stop), None)
         here = slice(item.start, item.stop)
-        loss, d_lse = multi_level_nce_gradient(
+        losses[here], d_lse = passes.multi_level_nce(
             rows.lse[:, here], rows.count[:, here], level_weights, positives, negatives
         )
-        losses[here] = loss.sum(dim=0)
         if any(needs):
             channels = [
                 Channel(rows.of(v, item.start, item.stop), TableGradientSet(lse=d))
