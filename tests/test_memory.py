@@ -249,7 +249,7 @@ def test_queries_of_length_one_have_the_memory_of_their_gradients(
     assert allocations(step).count(q.nbytes) == 4
 
 
-def test_one_workspace_of_the_default_size_is_kept() -> None:
+def test_one_workspace_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps use it again, in and out of inference mode; a larger one goes."""
     q, c = torch.randn(2, N, D, generator=torch.Generator().manual_seed(1))
 
@@ -270,8 +270,8 @@ def test_one_workspace_of_the_default_size_is_kept() -> None:
     multi_level_ranking_loss(q.double(), c.double(), temperature=0.1)
     assert [t.dtype for t in cpu._kept] == [torch.float64]
 
-    wide = torch.randn(row_blocks.DEFAULT_WORKSPACE // 4096 + 1, 4)
-    multi_level_ranking_loss(wide[:1024], wide, temperature=0.1)
+    monkeypatch.setattr(cpu, "LARGEST_WORKSPACE", N * N * 4 - 1)
+    loss()
     assert not cpu._kept
 
 

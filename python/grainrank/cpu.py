@@ -21,6 +21,7 @@ from .products import product_
 from .row_blocks import (
     DEFAULT_WORKSPACE,
     LARGE_DEFAULT_BLOCK,
+    LARGEST_WORKSPACE,
     SMALLEST_DEFAULT_BLOCK,
     Block,
     Channel,
@@ -31,7 +32,7 @@ _WIDENED = 256  # rows at a time, which stay in the cache
 _LARGE = 4 * 2**20  # bytes from which huge pages pay
 _COLUMNS = 4096  # of a product of torch's: more would need more memory, and many more also time
 _SMALL = 32  # rows, columns or depth: below, the tiles of our float32 product are half empty
-# The last workspace, of the default size at most: a fresh one costs up to a tenth of a step in page
+# The last workspace, of 256 MiB at most: a fresh one costs up to a tenth of a step in page
 # faults.
 _kept: list[Tensor] = []
 _SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -43,7 +44,7 @@ def instruction_sets() -> list[str]:
 
 
 def _keep(memory: Tensor) -> None:
-    if memory.nbytes <= DEFAULT_WORKSPACE and not _kept:
+    if memory.nbytes <= LARGEST_WORKSPACE and not _kept:
         _kept.append(memory)
 
 

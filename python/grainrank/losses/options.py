@@ -76,7 +76,7 @@ class SharedOptions(TypedDict, total=False):
     workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, 32 MiB on a CPU
         whose products are ours (bfloat16 with AMX or with AMD's AVX512-BF16, float32 on AMD Zen 5),
         or 1024 rows where these need more; where PyTorch multiplies on a CPU, 2048 rows as long as
-        they need no more than 256 MiB. On the CPU a workspace of up to 64 MiB is kept for the next
+        they need no more than 256 MiB. On the CPU a workspace of up to that is kept for the next
         step. Losses that need the similarities twice (`direction="symmetric"`,
         `reduction="none"`, heads of your own) hold that memory, by default as much as where
         PyTorch multiplies, from the forward to the backward: what it holds of the similarities is
