@@ -52,15 +52,10 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _evenly(size: int, most: int) -> Iterator[slice]:
-    """Pieces of nearly the same size, `most` at most."""
-    pieces = max(1, -(-size // most))
+def _pieces(size: int, most: int) -> Iterator[slice]:
+    """Of nearly the same size, `most` at most."""
+    pieces = -(-size // most)
     return (slice(i * size // pieces, (i + 1) * size // pieces) for i in range(pieces))
-
-
-def _pieces(rows: int) -> Iterator[slice]:
-    """Rows that are widened at a time."""
-    return (slice(start, start + _WIDENED) for start in range(0, rows, _WIDENED))
 
 
 class CpuPasses:
@@ -109,7 +104,7 @@ class CpuPasses:
     def product_(self, out: Tensor, a: Tensor, b: Tensor, add: Tensor | None = None) -> None:
         small = self._product == "f32" and min(*a.shape, b.shape[1]) < _SMALL
         if self._product is None or small:
-            for columns in _evenly(out.shape[1], _COLUMNS):
+            for columns in _pieces(out.shape[1], _COLUMNS):
                 of_columns = None if add is None else add[:, columns]
                 product_(out[:, columns], a, b[:, columns], of_columns)
             return
@@ -171,7 +166,7 @@ class CpuPasses:
         self, x: Tensor, prefixes: tuple[int, ...], norms: Tensor, unit: Tensor | None
     ) -> None:
         if x.dtype != self._dtype:
-            for rows in _pieces(len(x)):
+            for rows in _pieces(len(x), _WIDENED):
                 part = torch.empty_like(norms[:, rows])
                 self.norms(x[rows].to(self._dtype), prefixes, part, None)
                 norms[:, rows] = part
@@ -226,7 +221,7 @@ class CpuPasses:
     ) -> None:
         """`finish_` of rows as given, some at a time; their factors are in `d` already."""
         ones = torch.ones(_WIDENED, dtype=self._dtype)
-        for rows in _pieces(len(values)):
+        for rows in _pieces(len(values), _WIDENED):
             wide = values[rows].to(self._dtype)
             if norms is None:
                 of_piece = None if along is None else along[:, rows].contiguous()

@@ -113,7 +113,7 @@ class Operand:
         the gradient of the scale, `[R]`.
         """
         if self.given is not None and self.norms is not None:
-            return self._finish_given_(d_values, self.given, self.norms, prefixes, passes)
+            return self._finish_again_(d_values, self.given, self.norms, prefixes, passes)
         along = None
         if moments is not None and self.inverse is not None:
             along = moments * self.inverse.square()
@@ -125,7 +125,7 @@ class Operand:
         return dots if unit is None else dots / unit
 
     @staticmethod
-    def _finish_given_(
+    def _finish_again_(
         d_values: Tensor, given: Tensor, norms: Tensor, prefixes: tuple[int, ...], passes: RowPasses
     ) -> Tensor:
         """The same where the values were in the memory of `d_values`."""
