@@ -141,7 +141,7 @@ def test_what_is_not_finite_stays_in_its_row_and_column(
 def test_a_step_in_bfloat16_widens_the_embeddings_only_where_that_is_faster(
     faster: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The allocations of a step: a float32 copy of the candidates beside their gradient."""
+    """The allocations of a step of the size of the candidates in float32."""
     monkeypatch.setattr(cpu._native, "bf16_product_is_faster", lambda _: faster)
     inputs = make_inputs(Shape(512, 4096, 256), torch.bfloat16, seed=0)
     q, c = inputs.queries.requires_grad_(), inputs.candidates.requires_grad_()
@@ -152,7 +152,7 @@ def test_a_step_in_bfloat16_widens_the_embeddings_only_where_that_is_faster(
     made = ("aten::empty", "aten::empty_strided")
     sizes = [e.cpu_memory_usage for e in profile.events() if e.name in made]
     wide = 4096 * 256 * 4
-    # The workspace and the gradient.
+    # The workspace and the gradient, and the copy.
     assert sum(size >= wide for size in sizes) == (2 if faster else 3)
     assert c.grad is not None
 
