@@ -9,6 +9,7 @@
 #include "panels.h"
 
 namespace grainrank {
+namespace GRAINRANK_ISA {
 
 // Arithmetic::add(sum, row, column): sum + row * column, of 16 words each.
 template <class Arithmetic>
@@ -58,4 +59,5 @@ struct Avx512Tile {
     }
 };
 
+}  // namespace GRAINRANK_ISA
 }  // namespace grainrank

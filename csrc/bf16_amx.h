@@ -10,6 +10,7 @@
 #include "panels.h"
 
 namespace grainrank {
+namespace GRAINRANK_ISA {
 
 struct AmxBf16 {
     using Value = uint16_t;
@@ -20,8 +21,11 @@ struct AmxBf16 {
     // At a time: all depth that is laid out, as both panels come from the second cache; so many
     // columns and rows that these stay there.
     static constexpr int64_t kDepth = 2048;
+    static constexpr int64_t kSlabDepth = 2048;
+    static constexpr int64_t kBuffers = 1;
     static constexpr int64_t kGroupBytes = 512 * 1024;
     static constexpr int64_t kGroupRows = 256;
+    static constexpr bool kReadsRows = false, kStaysWithColumns = false;
 
     // While it lasts this thread's eight tile registers are 16 rows of 64 bytes.
     struct Session {
@@ -201,4 +205,5 @@ struct AmxBf16 {
     }
 };
 
+}  // namespace GRAINRANK_ISA
 }  // namespace grainrank

@@ -8,6 +8,7 @@
 #include "avx512_tile.h"
 
 namespace grainrank {
+namespace GRAINRANK_ISA {
 
 // Of 16 words, each of two numbers.
 struct Bf16Pairs {
@@ -29,8 +30,11 @@ struct Avx512Bf16 : Avx512Tile<Bf16Pairs> {
     // At a time: so much depth that a panel of `a` stays in the first cache; so many columns that
     // their panels, and so many rows that their sums, stay in the second.
     static constexpr int64_t kDepth = 1024;
+    static constexpr int64_t kSlabDepth = 2048;
+    static constexpr int64_t kBuffers = 1;
     static constexpr int64_t kGroupBytes = 512 * 1024;
     static constexpr int64_t kGroupRows = 96;
+    static constexpr bool kReadsRows = false, kStaysWithColumns = false;
 
     struct Session {};
 
@@ -102,4 +106,5 @@ struct Avx512Bf16 : Avx512Tile<Bf16Pairs> {
     }
 };
 
+}  // namespace GRAINRANK_ISA
 }  // namespace grainrank

@@ -1,7 +1,7 @@
 // Which instruction sets this build holds and this machine runs.
 #include "passes.h"
 
-#if GRAINRANK_HAS_AVX512
+#if GRAINRANK_HAS_AVX2 || GRAINRANK_HAS_AVX512
 #include <cpuid.h>
 
 #include <cstring>
@@ -16,12 +16,14 @@ namespace grainrank {
 #if GRAINRANK_HAS_AVX512
 namespace avx512 {
 InstructionSet instruction_set();
-}
+Product<float> float32_product();
+}  // namespace avx512
 #endif
 #if GRAINRANK_HAS_AVX2
 namespace avx2 {
 InstructionSet instruction_set();
-}
+Product<float> float32_product();
+}  // namespace avx2
 #endif
 #if GRAINRANK_HAS_NEON
 namespace neon {
@@ -32,14 +34,13 @@ namespace scalar {
 InstructionSet instruction_set();
 }
 
-#if GRAINRANK_HAS_AVX512
-Product<float> avx512_float32_product();
-#endif
 #if GRAINRANK_HAS_AVX512_BF16
-Product<uint16_t> avx512_bf16_product();
-#endif
+namespace avx512_bf16 {
+Product<uint16_t> bf16_product();
 #if GRAINRANK_HAS_AMX_BF16
 Product<uint16_t> amx_bf16_product();
+#endif
+}  // namespace avx512_bf16
 #endif
 
 namespace {
@@ -61,22 +62,24 @@ bool amx_bf16_usable() {
 }
 #endif
 
-#if GRAINRANK_HAS_AVX512
+#if GRAINRANK_HAS_AVX2 || GRAINRANK_HAS_AVX512
 bool made_by(const char (&name)[13]) {
     unsigned a = 0, vendor[3] = {};
     return __get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1]) &&
            std::memcmp(vendor, name, sizeof vendor) == 0;
 }
 
-// Or later. MKL, which torch multiplies with, uses AVX2 on every AMD. Measured on a server, whose
-// units are as wide as AVX-512; those of laptops are half as wide.
-bool is_zen5() {
-    if (!made_by("AuthenticAMD")) return false;
+// 0: of another maker.
+unsigned amd_family() {
     unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid(1, &a, &b, &c, &d)) return false;
-    const unsigned family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
-    return family >= 0x1a;
+    if (!made_by("AuthenticAMD") || !__get_cpuid(1, &a, &b, &c, &d)) return 0;
+    return (a >> 8 & 0xf) + (a >> 20 & 0xff);
 }
+
+// MKL, which torch multiplies with, uses AVX2 on every AMD, in a kernel of its own for them.
+// Measured on servers with Zen 3 and Zen 5; the units of Zen 5's laptops are half as wide.
+[[maybe_unused]] bool is_zen3() { return amd_family() >= 0x19; }
+[[maybe_unused]] bool is_zen5() { return amd_family() >= 0x1a; }
 
 // Where Intel makes AMX (here switched off), AVX512-BF16 multiplies at half the rate of float32:
 // measured on a Xeon of the fifth generation. AVX512-FP16 tells these from the one before AMX.
@@ -99,8 +102,11 @@ struct Sets {
             add_avx512();
 #endif
 #if GRAINRANK_HAS_AVX2
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            items[size++] = avx2::instruction_set();
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+            items[size] = avx2::instruction_set();
+            items[size].float32_product = avx2::float32_product();
+            items[size++].float32_is_faster = is_zen3();
+        }
 #endif
 #if GRAINRANK_HAS_NEON
         items[size++] = neon::instruction_set();
@@ -112,11 +118,11 @@ struct Sets {
     // With a product of bfloat16 it is a set of its own.
     void add_avx512() {
 #if GRAINRANK_HAS_AMX_BF16
-        if (amx_bf16_usable()) add_avx512("amx_bf16", amx_bf16_product(), true);
+        if (amx_bf16_usable()) add_avx512("amx_bf16", avx512_bf16::amx_bf16_product(), true);
 #endif
 #if GRAINRANK_HAS_AVX512_BF16
         if (__builtin_cpu_supports("avx512bf16"))
-            add_avx512("avx512_bf16", avx512_bf16_product(), !has_slow_avx512_bf16());
+            add_avx512("avx512_bf16", avx512_bf16::bf16_product(), !has_slow_avx512_bf16());
 #endif
         add_avx512("avx512", nullptr, false);
     }
@@ -126,7 +132,7 @@ struct Sets {
         items[size].name = name;
         items[size].bf16_product = of_bf16;
         items[size].bf16_is_faster = bf16_is_faster;
-        items[size].float32_product = avx512_float32_product();
+        items[size].float32_product = avx512::float32_product();
         items[size++].float32_is_faster = is_zen5();
     }
 #endif

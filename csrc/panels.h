@@ -10,14 +10,17 @@
 #include "huge_pages.h"
 
 namespace grainrank {
+namespace GRAINRANK_ISA {
 
 inline int64_t pieces(int64_t n, int64_t size) { return (n + size - 1) / size; }
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// [panels, words of the depth, wide]; a kernel may lay a panel out in another order.
+// [panels, words of the depth, wide]; a kernel may lay the words of its `kWords` out in another
+// order.
 template <class T>
 struct Panels {
     uint32_t* words;
+    int64_t panel_words;
     int wide;
     int64_t lines;
     int64_t depth;  // in words; those behind the operand's are 0
@@ -28,7 +31,18 @@ struct Panels {
     int64_t depth_values;
 
     int64_t count() const { return pieces(lines, wide); }
-    uint32_t* at(int64_t panel) const { return words + panel * wide * depth; }
+    uint32_t* at(int64_t panel) const { return words + panel * panel_words; }
+
+    // The words first .. last of the depth, of so many values each.
+    Panels of_depth(int64_t first, int64_t last, int64_t values_of_word) const {
+        Panels part = *this;
+        part.words += first * wide;
+        part.depth = last - first;
+        part.values += first * values_of_word * depth_stride;
+        part.depth_values =
+            least(depth_values - first * values_of_word, (last - first) * values_of_word);
+        return part;
+    }
 };
 
 class PanelMemory {
@@ -48,4 +62,5 @@ class PanelMemory {
     uint32_t* values_;
 };
 
+}  // namespace GRAINRANK_ISA
 }  // namespace grainrank

@@ -22,8 +22,8 @@ PRODUCTS = [
 ]
 pytestmark = pytest.mark.skipif(not PRODUCTS, reason="this machine has no product of ours")
 
-# Around the tiles (8 x 48, 32 x 32), the pieces of the depth (128, 1024) and what is laid out at a
-# time (2048).
+# Around the tiles (4 x 24, 8 x 48, 32 x 32), the pieces of the depth (128, 256, 1024) and what is
+# laid out at a time (of the depth 1024 or 2048, of such rows and columns 1024).
 SIZES = [
     (1, 1, 1),
     (3, 5, 2),
@@ -35,6 +35,8 @@ SIZES = [
     (130, 300, 1025),
     (40, 64, 2048),
     (23, 65, 4099),
+    (1100, 30, 2050),
+    (20, 1100, 2050),
     (100, 16, 64),
     (0, 7, 5),
     (7, 0, 5),

@@ -64,9 +64,11 @@ def _object(source: Path, flags: list[str], folder: Path) -> Path:
     return kept
 
 
-def _passes(csrc: Path, objects: Path, name: str, size: int, flags: str) -> Path:
+def _passes(
+    csrc: Path, objects: Path, name: str, size: int, flags: str, source: str = "passes.cpp"
+) -> Path:
     own = [f"-DGRAINRANK_ISA={name}", f"-DGRAINRANK_VECTOR_BYTES={size}", *flags.split()]
-    return _object(csrc / "passes.cpp", [*own, f"-I{csrc}"], objects)
+    return _object(csrc / source, [*own, f"-I{csrc}"], objects)
 
 
 _first_passes = functools.cache(_passes)
@@ -82,11 +84,10 @@ def build(project: Path, objects: Path) -> None:
     if best:
         linked.append(_passes(csrc, objects, *best))
         has.append(f"-DGRAINRANK_HAS_{best[0].upper()}=1")
-        if best[0] == "avx512":
-            of_float32 = csrc / "float32_product.cpp"
-            linked.append(_object(of_float32, [*best[2].split(), f"-I{csrc}"], objects))
+        if best[0] != "neon":
+            linked.append(_passes(csrc, objects, *best, source="float32_product.cpp"))
     if BF16 in macros():
-        flags = [*_AVX512.split(), "-mavx512bf16", f"-I{csrc}"]
+        flags = [*_AVX512.split(), "-mavx512bf16", "-DGRAINRANK_ISA=avx512_bf16", f"-I{csrc}"]
         has.append("-DGRAINRANK_HAS_AVX512_BF16=1")
         if AMX in macros():
             has.append("-DGRAINRANK_HAS_AMX_BF16=1")

@@ -8,6 +8,7 @@ shopt -s nullglob
 python_headers=$("$bin/python" -c 'import pybind11, sysconfig
 print(f"""-isystem "{pybind11.get_include()}" -isystem "{sysconfig.get_path("include")}" """)')
 vectors="-DGRAINRANK_ISA=neon -DGRAINRANK_VECTOR_BYTES=16"
+avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl"
 sets="-DGRAINRANK_HAS_NEON=1"
 if [[ $(uname -m) == x86_64 ]]; then
     vectors="-DGRAINRANK_ISA=avx2 -DGRAINRANK_VECTOR_BYTES=32 -mavx2 -mfma"
@@ -35,12 +36,14 @@ runs() {
                 ;;
             csrc/bf16_product.cpp)
                 [[ $(uname -m) != x86_64 ]] ||
-                    echo "$source -- -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16" \
+                    echo "$source -- $avx512 -mavx512bf16 -DGRAINRANK_ISA=avx512_bf16" \
                         "-mamx-tile -mamx-bf16 -DGRAINRANK_HAS_AMX_BF16=1"
                 ;;
             csrc/float32_product.cpp)
-                [[ $(uname -m) != x86_64 ]] ||
-                    echo "$source -- -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma"
+                if [[ $(uname -m) == x86_64 ]]; then
+                    echo "$source -- $vectors"
+                    echo "$source -- $avx512 -mfma -DGRAINRANK_ISA=avx512 -DGRAINRANK_VECTOR_BYTES=64"
+                fi
                 ;;
             *) echo "$source -- $sets $python_headers" ;;
         esac
