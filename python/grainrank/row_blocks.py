@@ -22,7 +22,7 @@ from .table_sets import TableGradientSet, TableSet
 
 DEFAULT_WORKSPACE = 64 * 2**20  # bytes; what is kept of the similarities, or for the next step
 SMALLEST_DEFAULT_BLOCK = 1024  # rows; each product packs all candidates anew
-LARGE_DEFAULT_BLOCK = 2048  # rows; with fewer torch's products on a CPU are slower ...
+LARGE_DEFAULT_BLOCK = 2048  # rows; with fewer most products on a CPU are slower ...
 LARGEST_WORKSPACE = 256 * 2**20  # ... but no more bytes for these
 _KEPT_MULTIPLE = 8  # columns: a multiple of every backend's `row_multiple`
 _PAIRS = 4096  # at a time: each is read with all its features

@@ -74,13 +74,13 @@ class SharedOptions(TypedDict, total=False):
         float32 where PyTorch may use tf32 (`torch.set_float32_matmul_precision("high")`); else, and
         for `matryoshka_dims`, vendor.
     workspace_mb: bound of the row block's memory in MiB; None (default): 64 MiB, 32 MiB on a CPU
-        whose products are ours (bfloat16 with AMX or with AMD's AVX512-BF16, float32 on AMD Zen 5),
-        or 1024 rows where these need more; where PyTorch multiplies on a CPU, 2048 rows as long as
-        they need no more than 256 MiB. On the CPU a workspace of up to that is kept for the next
-        step. Losses that need the similarities twice (`direction="symmetric"`,
-        `reduction="none"`, heads of your own) hold that memory, by default as much as where
-        PyTorch multiplies, from the forward to the backward: what it holds of the similarities is
-        not multiplied again.
+        whose products are ours with AMX or AVX-512 (bfloat16 with AMX or with AMD's AVX512-BF16,
+        float32 on AMD Zen 5), or 1024 rows where these need more; on other CPUs, 2048 rows as long
+        as they need no more than 256 MiB. On the CPU a workspace of up to that is kept for the
+        next step. Losses that need the similarities twice (`direction="symmetric"`,
+        `reduction="none"`, heads of your own) hold that memory, by default as much as on other
+        CPUs, from the forward to the backward: what it holds of the similarities is not multiplied
+        again.
     skip_below: leave out of the products dQ and dC, on the CPU, tiles of 256 x 256 pairs in which
         the gradient of every logit is below this share of the largest that a logit can have. Each
         pair left out changes the gradient of its two rows by less than `skip_below * largest *
