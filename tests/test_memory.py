@@ -176,12 +176,23 @@ def test_every_loss_and_source(loss: str, source: str, monkeypatch: pytest.Monke
     assert peak(sizes) <= 2 * MATRIX
 
 
-@pytest.mark.parametrize(("own", "mib"), [(None, 64), ("f32", 32), ("bf16", 32)])
-def test_the_default_block(own: str | None, mib: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of it where the products are the C++'s own."""
+@pytest.mark.parametrize(
+    ("best", "own", "mib"),
+    [
+        ("avx512", None, 64),
+        ("avx2", "f32", 64),
+        ("avx512", "f32", 32),
+        ("avx512_bf16", "bf16", 32),
+        ("amx_bf16", "bf16", 32),
+    ],
+)
+def test_the_default_block(
+    best: str, own: str | None, mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it where the products are the C++'s own with AVX-512 or AMX."""
     monkeypatch.setattr(cpu.CpuPasses, "_own_product", lambda _: own)
     x = torch.randn(4, 2)
-    passes = cpu.CpuPasses(Batch(x, x, torch.tensor(1.0), Diagonal()))
+    passes = cpu.CpuPasses(Batch(x, x, torch.tensor(1.0), Diagonal()), best)
     assert passes.block_bytes == mib * 2**20
 
 
