@@ -53,7 +53,7 @@ struct Slab {
          int64_t stride, bool adds, int64_t piece, int threads)
         : a(of_a),
           b(of_b),
-          packs_a(new_a && !in_place(of_a)),
+          packs_a(new_a && !in_place(of_a.depth_stride)),
           packs_b(new_b),
           out(sums),
           out_stride(stride),
@@ -92,10 +92,10 @@ struct Slab {
         }
     }
 
+    // Whether rows of `a` are read where they lie.
+    static bool in_place(int64_t depth_stride) { return Kernel::kReadsRows && depth_stride == 1; }
+
   private:
-    static bool in_place(const Operand& rows) {
-        return Kernel::kReadsRows && rows.depth_stride == 1;
-    }
     // At least `down`, fewer than twice as many: so that the last pieces, down * across in all,
     // keep every thread busy.
     static int64_t even(int64_t down, int64_t across, int threads) {
@@ -128,7 +128,7 @@ struct Slab {
         const bool adds = add || k > 0;
         float* sums = out + row * out_stride + column;
         if constexpr (Kernel::kReadsRows)
-            if (in_place(a)) {
+            if (in_place(a.depth_stride)) {
                 Kernel::multiply_rows(a.values + row * a.line_stride + k, a.line_stride, of_b,
                                       depth, rows, columns, adds, sums, out_stride);
                 return;
@@ -232,7 +232,7 @@ ProductStatus product(const ProductArgs<typename Kernel::Value>& in) {
         return ProductStatus::kOk;
     }
     const int64_t slab_words = words_of<Kernel>(least(in.depth, Kernel::kSlabDepth));
-    const bool reads_rows = Kernel::kReadsRows && in.a.column_stride == 1;
+    const bool reads_rows = Slab<Kernel>::in_place(in.a.column_stride);
     SlabMemory<Kernel> of_a(in.rows, slab_words, Kernel::kRows, reads_rows);
     SlabMemory<Kernel> of_b(in.columns, slab_words, Kernel::kColumns, false);
     if (!of_a.is_there() || !of_b.is_there()) return ProductStatus::kOutOfMemory;
